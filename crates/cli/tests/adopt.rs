@@ -401,11 +401,11 @@ fn orphans_of_a_data_root_are_named_with_their_reason() {
     assert!(fine, "{said}");
     let found = orphans(&said);
     for (path, why) in [
-        (format!("overlay2/{stray}"), "no layer and no container"),
+        (format!("overlay2/{stray}"), "no layer or container"),
         (format!("overlay2/l/{}", "A".repeat(26)), "tree is gone"),
         (
             format!("overlay2/l/{}", "B".repeat(26)),
-            "not lead to a tree",
+            "not point to a tree",
         ),
         ("write-set-123".to_owned(), "being stored"),
         ("-removing".to_owned(), "cut short"),
@@ -453,7 +453,7 @@ fn a_data_root_that_lies_gives_no_layer() {
     assert_eq!(outcome(IMAGE).0, "adopted");
     let (what, why) = outcome("mine");
     assert!(
-        what == "damaged" && why.contains("not what it was"),
+        what == "damaged" && why.contains("has changed since"),
         "{why}"
     );
     assert_eq!(images(&vellum), 1);
@@ -474,7 +474,7 @@ fn a_data_root_that_lies_gives_no_layer() {
     let said = other.command().arg("adopt").arg(&empty).output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(
-        said.contains("no Docker data root") && said.contains("docker save"),
+        said.contains("not a Docker data root") && said.contains("docker save"),
         "{said}"
     );
     assert!(!said.contains("docker-archive"), "{said}");

@@ -23,16 +23,19 @@ const NOT_THERE: [&str; 4] = [
 ];
 
 /// Words of damage, or of a record that the user never heard of.
-const FALSE_ALARMS: [&str; 9] = [
+const FALSE_ALARMS: [&str; 12] = [
     "damaged",
     "is missing",
     "is lost",
+    "are lost",
     "does not exist",
     "No such file",
     "WARN",
     "put right",
+    "repaired",
     "panicked",
     "can't be told",
+    "can't be determined",
 ];
 
 /// Those that list everything: they never fail.

@@ -643,7 +643,7 @@ fn a_store_in_a_container_takes_a_driver_that_works_there() {
     let loaded = vellum(&["load", "-i", image.to_str().unwrap()]);
     assert_eq!(loaded.code, 0, "{}", loaded.err);
     assert!(
-        loaded.err.contains("the storage driver is native here"),
+        loaded.err.contains("using the storage driver native"),
         "{}",
         loaded.err
     );

@@ -1,7 +1,7 @@
-//! Unpacks one layer and gives it back, with times: for measuring and profiling.
+//! Unpacks one layer and writes it again, with times: for measuring and profiling.
 //!
-//! `unpack LAYER DIR [RECIPE]` applies LAYER to the empty DIR as an overlay layer; with RECIPE it
-//! keeps the recipe there. `unpack --replay RECIPE DIR >TAR` writes the layer again.
+//! `unpack LAYER DIR [RECIPE]` applies LAYER to the empty DIR as an overlay layer, and writes its
+//! recipe to RECIPE. `unpack --replay RECIPE DIR >TAR` writes the layer again.
 
 use std::error::Error;
 use std::fs::File;

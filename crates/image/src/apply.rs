@@ -1,32 +1,31 @@
 //! Applying a layer's tar to a tree: one pass, rooted at a directory descriptor.
 //!
-//! `names.rs` takes names apart, `stack.rs` holds the open directories, `place.rs` makes objects,
+//! `names.rs` parses names, `stack.rs` holds the open directories, `place.rs` creates objects,
 //! `hide.rs` does whiteouts and removal, `attributes.rs` owners, modes and extended attributes.
-//! This file walks the archive and keeps the books: what this layer made (so that its own deletions
-//! hide only what lies below, in whatever order they come), which directories it implies, and the
-//! recipe.
+//! This file walks the archive and keeps track of three things: what this layer has created (so
+//! that its own deletions hide only what is in lower layers, in whatever order they come), which
+//! directories it implies, and the recipe.
 //!
-//! Rules, where the image specification leaves room:
-//! * An entry for the root directory sets the root's attributes; whether there was one is reported,
-//!   since a root that no layer lists looks as below.
-//! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and
-//!   brought as a directory is opaque.
-//! * A hard link's header says what the inode has from then on, as it does elsewhere.
-//! * A hard link to something that this layer does not bring is an error.
-//! * Only the last component of a name makes a mark of an entry, and does so whatever the entry's
-//!   kind.
-//! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made
-//!   it; one that the parent made gives way to a directory, which is what an overlay of the two
-//!   shows.
+//! Rules where the image specification is silent:
+//! * An entry for the root directory sets the root's attributes. Whether there was one is reported,
+//!   since a root that no layer lists has the attributes of the layer below.
+//! * A whiteout hides the lower layers, never what its own layer contains; a name that is both
+//!   hidden and contained as a directory is opaque.
+//! * A hard link's header sets the attributes of the inode from then on, as with other tools.
+//! * A hard link to something that is not in this layer is an error.
+//! * Only the last component of a name turns an entry into a mark, whatever the entry's type.
+//! * A symbolic link on the path to an entry is followed, inside the tree only, if this layer
+//!   created it. A link from the parent is replaced by a directory, which is what an overlay of the
+//!   two shows.
 //! * Character device 0:0 is refused: it would act as a deletion.
-//! * What this system can't hold (an attribute of another system's, a device where none can be
-//!   made, an entry of a kind that means nothing here) is left out of the tree and reported; the
-//!   recipe has it, so the layer is still given back as it came.
+//! * What this system can't hold (another system's attribute, a device where none can be created,
+//!   an entry of a type that means nothing here) is left out of the tree and reported. The recipe
+//!   has it, so the layer can still be written as it came.
 //!
-//! Invariants: every object is made under its own single-component name in an open directory,
+//! Invariants: every object is created under its own single-component name in an open directory,
 //! exclusively, and never opened through a link; an existing file is removed before its name is
-//! used again, never written to. Nothing is synced here. After an error the tree holds part of the
-//! layer and is good for nothing but removal.
+//! reused, never written to. Nothing is synced here. After an error the tree holds part of the
+//! layer and can only be removed.
 
 mod attributes;
 mod hide;
@@ -60,13 +59,13 @@ use names::Meaning;
 use stack::Stack;
 use writeback::Writeback;
 
-/// Symbolic links followed on the way to one entry, as in the kernel.
+/// Symbolic links followed on the path to one entry, as in the kernel.
 const MAX_LINKS: u32 = 40;
 
-/// Applies the layer in `stream` to `target` and, if asked, writes its recipe.
+/// Applies the layer in `stream` to `target` and writes its recipe if asked to.
 ///
-/// Errors leave part of the layer behind. On success the caller compares `blob.diff_id` with what
-/// was promised, and syncs.
+/// Errors leave part of the layer in the tree. On success the caller compares `blob.diff_id` with
+/// the promised one, and syncs.
 pub fn apply(
     stream: LayerStream,
     target: &ApplyTarget,
@@ -105,19 +104,19 @@ struct Applier<'a, 'w> {
     rules: Rules,
     stack: Stack,
     recipe: Option<RecipeWriter<'w>>,
-    /// See [`ApplyTarget::donor`]; none any more once blocks couldn't be shared.
+    /// See [`ApplyTarget::donor`]; `None` once sharing blocks has failed.
     donor: Option<Dir>,
-    /// What this layer made, by hash of its path: 0, or the payload's ordinal plus one. A keyed
-    /// hash of 64 bits keeps this small; two paths that share one are not to be expected in the
-    /// lifetime of the program.
+    /// What this layer created, by hash of its path: 0, or the payload's ordinal plus one. A keyed
+    /// hash of 64 bits keeps this small; a collision is not to be expected in the lifetime of the
+    /// program.
     made: HashMap<u64, u32>,
     hasher: RandomState,
     implied: BTreeSet<Vec<u8>>,
-    /// Directories in which whiteouts were made.
+    /// Directories in which whiteouts were created.
     whiteout_dirs: BTreeSet<Vec<u8>>,
-    /// A directory may hand ACLs down.
+    /// A directory may have default ACLs that its entries inherit.
     acl_possible: bool,
-    /// The process's own ids: what new files have anyway.
+    /// The process's own ids, which new files get by default.
     own_ids: (u32, u32),
     umask: u32,
     plnk: bool,
@@ -238,7 +237,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         }
     }
 
-    /// Whether the entry takes something away, which its name alone says, whatever kind it is of.
+    /// Whether the entry deletes something, which its name alone says, whatever its type.
     fn is_mark(&self, entry: &Entry) -> bool {
         names::components(&entry.name, self.limits).is_ok_and(|components| {
             let meaning = names::meaning(entry.path(), &components);
@@ -246,7 +245,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         })
     }
 
-    /// Content that the tree does not get goes into the recipe as it is.
+    /// Content that is not written to the tree goes into the recipe unchanged.
     fn pass_over(&mut self, reader: &mut TarReader<LayerStream>) -> Result<()> {
         loop {
             let piece = reader.payload()?;
@@ -261,7 +260,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         }
     }
 
-    /// Makes `parents` the present directory, making what is missing.
+    /// Makes `parents` the current directory, creating what is missing.
     fn enter(&mut self, parents: &[&OsStr], entry: &Entry) -> Result<()> {
         let common = self.stack.common(parents);
         self.leave_to(common)?;
@@ -280,7 +279,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         })
     }
 
-    /// Goes into the directory `name`.
+    /// Enters the directory `name`.
     fn step(&mut self, name: &OsStr, entry: &Entry, links: &mut u32) -> Result<()> {
         match self.stack.top().dir.open_dir(name) {
             Ok(dir) => self
@@ -295,7 +294,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         }
     }
 
-    /// Goes into `name`, which is something else than a directory.
+    /// Enters `name`, which is not a directory.
     fn step_over(&mut self, name: &OsStr, entry: &Entry, links: &mut u32) -> Result<()> {
         let stat = self
             .stack
@@ -315,7 +314,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         if stat.kind != FileKind::Symlink {
             return Err(Error::BadName {
                 path: entry.path().to_owned(),
-                why: "it lies beneath something that is no directory",
+                why: "one of its parents is not a directory",
             });
         }
         *links += 1;
@@ -337,11 +336,12 @@ impl<'a, 'w> Applier<'a, 'w> {
         for part in link.as_bytes().split(|&b| b == b'/') {
             match part {
                 b"" | b"." => {}
-                // Above the root is the root, as for whoever follows the link in a container.
+                // Above the root is the root, as for a process that follows the link in a
+                // container.
                 b".." => self.leave_to(self.depth().saturating_sub(1))?,
                 part => {
                     self.step(OsStr::from_bytes(part), entry, links)?;
-                    // In an overlay's layer the directory now exists, even if the link goes on to
+                    // In an overlay's layer the directory now exists, even if the link leads on to
                     // somewhere else.
                     self.note_directories();
                 }
@@ -357,7 +357,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         }
     }
 
-    /// Makes a directory that the layer needs and does not list, and goes into it.
+    /// Creates a directory that the layer needs and doesn't list, and enters it.
     fn imply(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let path = self.stack.path_of(name);
         let implied = Entry {
@@ -374,8 +374,8 @@ impl<'a, 'w> Applier<'a, 'w> {
         Ok(())
     }
 
-    /// Notes that this layer made `name` in the present directory; `payload` is the ordinal of its
-    /// content.
+    /// Notes that this layer created `name` in the current directory; `payload` is the ordinal of
+    /// its content.
     fn note(&mut self, name: &OsStr, payload: Option<u32>) {
         let path = self.stack.path_of(name);
         let key = self.key(&path);
@@ -384,10 +384,10 @@ impl<'a, 'w> Applier<'a, 'w> {
         self.note_directories();
     }
 
-    /// Notes that this layer has something in the open directories, be it only a deletion.
+    /// Notes that this layer has something in the open directories, even if it is only a deletion.
     ///
-    /// In an overlay's layer each of them was made by it; in a full tree they may be the parent's,
-    /// and an opaque mark above them must not take them away.
+    /// In an overlay's layer this layer created each of them. In a full tree they may be the
+    /// parent's, and an opaque mark above must not remove them.
     fn note_directories(&mut self) {
         if self.rules.marks.is_whole() {
             let (made, hasher) = (&mut self.made, &self.hasher);
@@ -401,7 +401,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         self.hasher.hash_one(path)
     }
 
-    /// Returns a function that gives a system error this room's words.
+    /// Returns a function that turns a system error into this crate's error.
     fn failed(
         &self,
         action: &'static str,
@@ -435,7 +435,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             .collect();
         implied_dirs.sort_by_key(|path| path.components().count());
         let applied = Applied {
-            // Replaced by what the stream says at its end.
+            // Replaced by what the stream reports at its end.
             blob: crate::stream::BlobFacts {
                 packing: crate::packing::Packing::NONE,
                 blob_digest: Digest::of(b""),
@@ -462,7 +462,7 @@ fn is_whiteout(stat: &vellum_sys::Stat) -> bool {
     stat.kind == FileKind::Char && stat.rdev == vellum_format::WHITEOUT_RDEV
 }
 
-/// Returns the process's umask, without changing it; every bit if it can't be learned, so that
+/// Returns the process's umask, without changing it; if it can't be determined, every bit, so that
 /// modes are always set.
 fn umask() -> u32 {
     std::fs::read_to_string(Path::new("/proc/self/status"))

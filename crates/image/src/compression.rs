@@ -1,27 +1,27 @@
 //! The compressions of layers: recognised by their first bytes, never by a name or a media type.
 //!
-//! gzip with any number of members and zstd with any number of frames, skippable ones included
-//! (zstd:chunked puts its index into those); bzip2 and xz, of which the same holds, are read
-//! because `docker load` reads them, and never written. It knows nothing of tar or digests; threads
-//! are the business of `stream`.
+//! gzip with any number of members, and zstd with any number of frames, including skippable ones
+//! (zstd:chunked stores its index in those). bzip2 and xz, likewise with any number of streams, are
+//! read because `docker load` reads them, and never written. This module knows nothing of tar or
+//! digests; threads are the business of `stream`.
 
 use std::io::{self, BufRead, Read, Write};
 
 use crate::packing::{Compression, Packing};
 
-/// The most memory that an xz stream may ask for: what `xz -9` needs, four times.
+/// The maximum memory that an xz stream may ask for: four times what `xz -9` needs.
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 
-/// How many bytes `detect` wants to see, unless the blob is shorter: a whole tar header.
+/// How many bytes `detect` needs, unless the blob is shorter: a whole tar header.
 pub const DETECT_BYTES: usize = 512;
 
-/// Returns the compression that a blob starting with `head` has.
+/// Returns the compression of a blob that starts with `head`.
 ///
 /// `head` should hold [`DETECT_BYTES`] bytes or the whole blob.
 pub fn detect(head: &[u8]) -> Packing {
     const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
     // The first bytes of a plain tar are a file's name, which may be `BZh1` or worse. Its checksum
-    // tells.
+    // identifies it.
     if crate::tar::is_header(head) {
         return Packing::NONE;
     }
@@ -85,7 +85,7 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
-    /// Returns the reader of the compressed bytes, wherever it stands.
+    /// Returns the reader of the compressed bytes, at its current position.
     pub fn into_inner(self) -> R {
         match self {
             Decoder::None(inner) => inner,
@@ -113,7 +113,7 @@ impl<R: BufRead> Read for Decoder<R> {
 pub enum Encoder<W: Write> {
     /// The bytes as they are.
     None(W),
-    /// One gzip member, level 6, no name and no time in it: the same input gives the same bytes.
+    /// One gzip member, level 6, without a name or a time: the same input gives the same bytes.
     Gzip(flate2::write::GzEncoder<W>),
     /// One zstd frame, level 3, with a checksum.
     Zstd(zstd::stream::write::Encoder<'static, W>),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn skippable_zstd_frames_are_skipped_wherever_they_stand() {
+    fn skippable_zstd_frames_are_skipped_anywhere() {
         let skippable = [&[0x5e, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
         let frame = encode(Compression::Zstd, b"data");
         for blob in [
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tar_is_a_tar_whatever_its_first_file_is_called() {
+    fn a_tar_is_recognised_whatever_the_name_of_its_first_file() {
         for name in [
             &b"BZh91"[..],
             b"\x1f\x8b",

@@ -1,11 +1,11 @@
 //! Image configurations: what an image runs, and which layers it consists of.
 //!
 //! Like a manifest, a configuration is kept as the bytes that came: their digest is the image's ID.
-//! Its diff IDs (digests of the uncompressed layers) are what a layer *is*, whatever compressed it;
-//! a chain ID names a layer together with everything below it and is the name of a layer in a
-//! store.
+//! Its diff IDs (digests of the uncompressed layers) identify the layers, however they are
+//! compressed. A chain ID identifies a layer together with everything below it, and is the name of
+//! a layer in a store.
 //!
-//! This module must not read from anywhere, and knows nothing of what running means.
+//! This module must not read from anywhere, and knows nothing about running images.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ use vellum_format::Digest;
 
 /// The name of a layer on top of particular other layers.
 ///
-/// Equal chain IDs mean equal trees: it covers the diff IDs of the layer and of all below it.
+/// Equal chain IDs mean equal trees: it covers the diff IDs of the layer and of all layers below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainId(Digest);
 
@@ -31,7 +31,7 @@ impl ChainId {
         Self(diff_id.chained_on(parent.map(|p| &p.0)))
     }
 
-    /// Returns the digest that the chain ID is.
+    /// Returns the digest.
     pub fn digest(&self) -> &Digest {
         &self.0
     }
@@ -51,7 +51,7 @@ impl FromStr for ChainId {
     }
 }
 
-/// Returns the chain IDs of layers given bottom first; as many as there are diff IDs.
+/// Returns the chain IDs of layers given bottom first, one for each diff ID.
 pub fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
     let mut chain: Vec<ChainId> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
@@ -62,7 +62,7 @@ pub fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
 
 /// The configuration of an image, with the bytes it was read from.
 ///
-/// Texts may be empty, which is the same as absent: Go's reader knows no difference.
+/// Texts may be empty, which is the same as absent, as for Go's reader.
 #[derive(Clone, Debug)]
 pub struct ImageConfig {
     /// The bytes as they came.
@@ -73,7 +73,7 @@ pub struct ImageConfig {
     pub diff_ids: Vec<Digest>,
     /// When it was built (RFC 3339), if it says so.
     pub created: Option<String>,
-    /// How it was built, first step first; may say too little or too much.
+    /// How it was built, first step first; it may have too few or too many steps.
     pub history: Vec<Step>,
     /// How it runs.
     pub run: RunConfig,
@@ -91,7 +91,7 @@ pub struct Step {
     pub created_by: String,
     /// A remark.
     pub comment: String,
-    /// Whether it made no layer.
+    /// Whether it created no layer.
     pub empty_layer: bool,
 }
 
@@ -131,10 +131,10 @@ struct RootFs {
 json::fields!(RootFs { "diff_ids" => diff_ids });
 
 impl ImageConfig {
-    /// Returns the configuration that `raw` is, read as [`crate::json`] says; `raw` stays as it is.
+    /// Parses `raw` as a configuration, as [`crate::json`] reads JSON; `raw` is kept unchanged.
     ///
     /// Without a root file system, or diff IDs in it, the image has no layers. Errors if it isn't
-    /// JSON, a field has the wrong shape, a diff ID isn't a digest, or there are absurdly many
+    /// JSON, a field has the wrong type, a diff ID isn't a digest, or there are absurdly many
     /// layers.
     pub fn parse(raw: Vec<u8>) -> Result<Self, ManifestError> {
         const WHAT: &str = "the image configuration";
@@ -161,7 +161,7 @@ impl ImageConfig {
         })
     }
 
-    /// Returns the whole configuration, fields unknown to Vellum included.
+    /// Returns the whole configuration, including fields unknown to Vellum.
     pub fn value(&self) -> Result<Value, ManifestError> {
         read("the image configuration", &self.raw)
     }
@@ -169,7 +169,7 @@ impl ImageConfig {
     /// Returns the whole configuration with its fields under their usual names, for changing it.
     ///
     /// In the document a name may be spelt differently or occur twice: a field added under the
-    /// usual one would then be one of several.
+    /// usual name would then be one of several.
     pub fn tidy_value(&self) -> Result<Map<String, Value>, ManifestError> {
         let Value::Object(mut all) = self.value()? else {
             return Ok(Map::new());
@@ -189,8 +189,7 @@ impl ImageConfig {
         chain_ids(&self.diff_ids)
     }
 
-    /// Returns the platform the image was built for; where it doesn't say, it is this machine's, as
-    /// for Docker.
+    /// Returns the platform the image was built for; if it names none, this machine's, like Docker.
     pub fn platform(&self) -> Platform {
         let host = Platform::host();
         let or = |said: &String, host: String| match said.is_empty() {
@@ -210,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_spelt_oddly_are_changed_and_not_doubled() {
+    fn fields_in_unusual_spelling_are_changed_and_not_duplicated() {
         let raw = r#"{"OS": "linux", "CONFIG": {"ENV": ["A=1"], "cmd": "x", "Healthcheck": {"Test": ["NONE"]}, "User": "a"}, "config": {"User": "b"},
             "History": [{"created_by": "y"}], "Rootfs": {"diff_ids": []}, "x": [1e400]}"#;
         let config = ImageConfig::parse(raw.into()).unwrap();
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_that_is_not_said_is_this_machines() {
+    fn a_missing_platform_is_this_machines() {
         let host = Platform::host();
         for raw in [r#"{}"#, r#"{"os": null, "architecture": ""}"#] {
             let found = ImageConfig::parse(raw.into()).unwrap().platform();

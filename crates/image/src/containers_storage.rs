@@ -1,9 +1,9 @@
 //! The documents of a containers/storage graph root, as Podman, Buildah and CRI-O read them:
-//! `layers.json`, `images.json` and the names of what lies beside them. Pure; where anything is
-//! put, and what the layers' trees are, is the caller's business.
+//! `layers.json`, `images.json` and the names of the files next to them. Pure: the caller decides
+//! where they are stored and what the layers' trees are.
 //!
-//! Ids of layers are made as those programs make them, so that an image they pull finds the layers
-//! that are there already.
+//! Layer ids are derived like those programs derive them, so that an image they pull finds the
+//! layers that exist already.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,8 @@ use crate::config::ImageConfig;
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
 
-/// The id of a layer: 64 hexadecimal digits, made of the id of the layer below and the diff ID.
+/// The id of a layer: 64 hexadecimal digits, derived from the id of the layer below and the diff
+/// ID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerId(String);
 
@@ -36,7 +37,7 @@ impl LayerId {
     }
 
     /// The layer's name under `overlay/l`: 26 letters and digits, as short as mount options need
-    /// it, and the same each time, since containers that stand on the layer remember it.
+    /// it. It is always the same, since containers on the layer remember it.
     pub fn link(&self) -> String {
         let mut link = self.0.to_ascii_uppercase();
         link.truncate(26);
@@ -44,7 +45,7 @@ impl LayerId {
     }
 }
 
-/// A layer as it is recorded.
+/// A layer's record.
 #[derive(Clone, Debug)]
 pub struct LayerEntry {
     /// Its id.
@@ -55,13 +56,13 @@ pub struct LayerEntry {
     pub diff_id: Digest,
     /// Size of its tar.
     pub tar_bytes: u64,
-    /// The blob that manifests name it by.
+    /// The blob that manifests refer to.
     pub blob: LayerBlob,
 }
 
 impl LayerEntry {
     fn json(&self) -> Value {
-        // Numbers of archive.Compression.
+        // Values of archive.Compression.
         let compression = match self.blob.compression {
             Compression::None => 0,
             Compression::Gzip => 2,
@@ -85,7 +86,7 @@ impl LayerEntry {
     }
 }
 
-/// Nobody asks when a layer was unpacked; the same time gives the same files.
+/// Nothing needs the time when a layer was unpacked; a constant one gives identical files.
 const EPOCH: &str = "1970-01-01T00:00:00Z";
 
 /// Returns `overlay-layers/layers.json`.
@@ -93,12 +94,12 @@ pub fn layers_json(layers: &[LayerEntry]) -> Value {
     layers.iter().map(LayerEntry::json).collect()
 }
 
-/// An image as it is recorded.
+/// An image's record.
 #[derive(Clone, Debug)]
 pub struct ImageEntry<'a> {
     /// Its configuration.
     pub config: &'a ImageConfig,
-    /// Its manifest. Its layers' blobs are those of the layers' entries.
+    /// Its manifest. The blobs of its layers are those of the layers' entries.
     pub manifest: &'a Manifest,
     /// Its full names.
     pub names: &'a [Reference],
@@ -115,7 +116,7 @@ impl ImageEntry<'_> {
         let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
         let (of_config, of_manifest) = (self.config.raw.len(), self.manifest.raw.len());
         let by_digest = by_digest(&self.manifest.digest);
-        // Podman reads no store in which one image's is anything else.
+        // Podman rejects the whole store if this is anything else in one image.
         let created = self.config.created.as_deref();
         let created = created.and_then(|at| at.parse::<jiff::Timestamp>().ok());
         let mut entry = json!({
@@ -134,7 +135,7 @@ impl ImageEntry<'_> {
         entry
     }
 
-    /// Returns the files in the image's own directory: name and content.
+    /// Returns the files in the image's own directory, by name, with their content.
     pub fn files(&self) -> Vec<(String, &[u8])> {
         let config = self.config.id.to_string();
         vec![
@@ -152,8 +153,8 @@ fn by_digest(manifest: &Digest) -> String {
     format!("manifest-{manifest}")
 }
 
-/// Where a piece of data of this name is kept: under the name if that is only lower-case letters,
-/// digits and dots.
+/// The file name for data of this name: the name itself if it has only lower-case letters, digits
+/// and dots.
 fn file_name(key: &str) -> String {
     match key
         .chars()

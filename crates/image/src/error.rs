@@ -1,15 +1,14 @@
-//! What can go wrong in this room, in its own words.
+//! What can go wrong in this crate, in its own terms.
 //!
 //! Every variant names the thing it is about: an entry's path as the archive spells it, a digest, a
-//! limit. Texts never repeat their `#[source]`. Names are bytes; in messages they are shown
-//! lossily.
+//! limit. Texts never repeat their `#[source]`. Names are bytes; messages show them lossily.
 
 use std::io;
 use std::path::PathBuf;
 
 use vellum_format::{BadDigest, Digest};
 
-/// The result of this room's functions.
+/// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a layer or an image could not be read, applied or written.
@@ -50,7 +49,7 @@ pub enum Error {
     #[error("{0}")]
     BadDigest(BadDigest),
 
-    /// Bytes do not have the digest that was promised for them.
+    /// Bytes don't have the digest that was promised for them.
     #[error("{what} has digest {found}, but {expected} was promised")]
     DigestMismatch {
         /// What was hashed, for people.
@@ -61,7 +60,7 @@ pub enum Error {
         found: Digest,
     },
 
-    /// Bytes do not have the length that was promised for them.
+    /// Bytes don't have the length that was promised for them.
     #[error("{what} has {found} bytes, but {expected} were promised")]
     SizeMismatch {
         /// What was counted, for people.
@@ -92,7 +91,7 @@ pub enum Error {
         path: Option<PathBuf>,
     },
 
-    /// A name, or a link on the way to it, leads out of the tree.
+    /// A name, or a link on the path to it, leads out of the tree.
     #[error("'{path}' leads out of the tree: {why}", path = path.display())]
     Escapes {
         /// The name as the archive spells it.
@@ -101,7 +100,7 @@ pub enum Error {
         why: &'static str,
     },
 
-    /// A name that can't be made or that the format reserves.
+    /// A name that can't be created or that the format reserves.
     #[error("'{path}' is not a usable name: {why}", path = path.display())]
     BadName {
         /// The name as the archive spells it.
@@ -110,7 +109,7 @@ pub enum Error {
         why: &'static str,
     },
 
-    /// A hard link to something that this layer does not contain.
+    /// A hard link to something that is not in this layer.
     #[error("hard link '{path}' names '{target}', which is not in the tree it is applied to", path = path.display(), target = target.display())]
     LinkTargetMissing {
         /// The link.
@@ -142,8 +141,8 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// An extended attribute of the archive could not be stored, though the file system knows its
-    /// kind.
+    /// An extended attribute of the archive could not be stored, though the file system supports
+    /// its type.
     #[error("cannot set extended attribute {name} of '{path}'", path = path.display())]
     Xattr {
         /// The attribute's name in the archive.
@@ -162,7 +161,7 @@ pub enum Error {
         why: String,
     },
 
-    /// The layer's tree is no longer what the recipe was written for.
+    /// The layer's tree is no longer the one that the recipe was written for.
     #[error("'{path}' in the layer's tree has changed since the layer was applied: {why}", path = path.display())]
     TreeChanged {
         /// The file, relative to the tree.

@@ -1,4 +1,5 @@
-//! Readers and writers that hash on the way. The digest itself is a word of the `format` room.
+//! Readers and writers that hash the bytes that pass through. The digest type is in the `format`
+//! crate.
 //!
 //! They know nothing of blobs, layers or stores.
 
@@ -9,7 +10,7 @@ use vellum_format::Digest;
 
 use crate::error::Error;
 
-/// A digest in the making.
+/// A digest being computed.
 #[derive(Clone, Default)]
 pub struct Hasher {
     sha256: Sha256,
@@ -17,18 +18,18 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         self.bytes += bytes.len() as u64;
     }
 
-    /// Returns how many bytes were taken so far.
+    /// Returns how many bytes were added so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Returns the digest of all bytes taken.
+    /// Returns the digest of all bytes added.
     pub fn finish(self) -> Digest {
         Digest::from_bytes(self.sha256.finalize().into())
     }
@@ -54,8 +55,8 @@ impl<R: Read> HashRead<R> {
         self.hasher.bytes()
     }
 
-    /// Returns the reader and the digest of what was read from it; what it still holds is not
-    /// counted.
+    /// Returns the reader and the digest of what was read from it; what the reader still buffers is
+    /// not counted.
     pub fn finish(self) -> (R, Digest) {
         (self.inner, self.hasher.finish())
     }
@@ -107,12 +108,13 @@ impl<W: Write> Write for HashWrite<W> {
     }
 }
 
-/// A reader that ends well only if what it delivered has the promised length and digest.
+/// A reader that ends without an error only if what it delivered has the promised length and
+/// digest.
 ///
 /// The last `read`, the one that would return 0, fails instead with an `io::Error` around
 /// [`Error::SizeMismatch`] or [`Error::DigestMismatch`]. A stream that is longer than promised
-/// fails at the first byte too many. So whoever reads to the end has checked bytes; whoever stops
-/// early has not.
+/// fails at the first extra byte. So a caller that reads to the end has verified bytes; one that
+/// stops early has not.
 pub struct VerifyRead<R> {
     inner: R,
     hasher: Option<Hasher>,

@@ -1,23 +1,23 @@
-//! Reading JSON as Go's `encoding/json` reads it into a struct.
+//! Reads JSON as Go's `encoding/json` reads it into a struct.
 //!
 //! Every tool that writes or reads an image's documents is written in Go, and what Go's reader
 //! makes of a document is what the document means: a scanner, a registry and a runtime that
-//! disagree about it would see different images. So [`read`] follows it to the letter:
+//! disagree about it would see different images. So [`read`] does exactly the same:
 //!
-//! * names are compared without case, the Kelvin sign and the long s included; unknown names are
-//!   passed over;
-//! * of a name that occurs twice the last value counts, but objects and lists are filled *into*
-//!   what is there;
-//! * null leaves a plain value as it is, and empties a list, a map or something optional;
+//! * names are compared case-insensitively, including the Kelvin sign and the long s; unknown names
+//!   are skipped;
+//! * if a name occurs twice, the last value counts, but objects and lists are merged *into* the
+//!   earlier ones;
+//! * null leaves a plain value unchanged, and clears a list, a map or an optional value;
 //! * bytes that are not UTF-8 and lone surrogates are read as U+FFFD, one for each;
-//! * a whole number is one without fraction and exponent that fits; another shape than expected is
-//!   an error that names the field;
-//! * nesting is limited to [`MAX_DEPTH`], and nothing but white space may follow the value.
+//! * a whole number has neither fraction nor exponent, and fits; a value of the wrong type is an
+//!   error that names the field;
+//! * nesting is limited to [`MAX_DEPTH`], and only white space may follow the value.
 //!
-//! A type says its fields with [`fields!`] and starts from its `Default`. Nothing is built for
-//! parts that nobody asked for, and recursion goes as deep as the types do, never as deep as the
-//! document. Whoever has bytes limits their number; this module knows no documents. Decision 0049
-//! tells why it isn't serde.
+//! A type lists its fields with [`fields!`] and starts from its `Default`. Nothing is built for
+//! parts that no field asks for, and recursion goes as deep as the types do, never as deep as the
+//! document. The caller limits the number of bytes; this module knows no documents. Decision 0049
+//! explains why it isn't serde.
 
 use std::fmt;
 
@@ -27,22 +27,22 @@ mod input;
 mod shapes;
 mod value;
 
-pub use input::{Input, Kind};
+pub use input::{Input, ValueKind};
 pub use shapes::{Any, Empty, List, Words};
 
-/// The deepest nesting that is read, as in Go.
+/// The deepest nesting that is accepted, as in Go.
 pub const MAX_DEPTH: usize = 10_000;
 
 /// A type that can be filled from JSON.
 pub trait Unmarshal {
-    /// Fills `self` from the next value of `input`. Fields that the value doesn't have keep what
-    /// they hold.
+    /// Fills `self` from the next value of `input`. Fields that the value doesn't have are
+    /// unchanged.
     ///
-    /// After an error `self` is anything, and `input` is not to be read further.
+    /// After an error `self` is unspecified, and `input` must not be read further.
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError>;
 }
 
-/// Returns what the one JSON value in `text` says.
+/// Reads the one JSON value in `text`.
 pub fn read<T: Unmarshal + Default>(text: &[u8]) -> Result<T, JsonError> {
     let mut value = T::default();
     let mut input = Input::new(text);
@@ -51,8 +51,8 @@ pub fn read<T: Unmarshal + Default>(text: &[u8]) -> Result<T, JsonError> {
     Ok(value)
 }
 
-/// Returns the text of the first value in `text`, whatever follows: what Go's `Decoder` reads of a
-/// file.
+/// Returns the text of the first value in `text`, whatever follows: what Go's `Decoder` reads from
+/// a file.
 pub fn first(text: &[u8]) -> Result<&[u8], JsonError> {
     Input::new(text).raw()
 }
@@ -67,19 +67,20 @@ pub enum JsonError {
         /// What is wrong there.
         why: &'static str,
     },
-    /// A value is not what its place asks for.
+    /// A value is not of the expected type.
     Shape {
         /// The path to the field, as in `config.Env[2]`; empty for the document itself.
         field: String,
-        /// What stands there.
+        /// What is there.
         found: String,
-        /// What should.
+        /// What should be there.
         expected: &'static str,
     },
 }
 
 impl JsonError {
-    /// Returns the same error as seen from the object or list around: `part` is a name, or `[2]`.
+    /// Returns the same error as seen from the enclosing object or list: `part` is a name, or
+    /// `[2]`.
     pub(crate) fn within(mut self, part: &str) -> Self {
         if let Self::Shape { field, .. } = &mut self {
             let joint = if field.is_empty() || field.starts_with('[') {
@@ -113,11 +114,10 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
-/// Says which names fill which fields of a type: `fields!(Layer { "digest" => digest, "size" =>
-/// size_bytes })`.
+/// Maps names to fields of a type: `fields!(Layer { "digest" => digest, "size" => size_bytes })`.
 macro_rules! fields {
     ($type:ty { $($name:literal => $field:ident),* $(,)? }) => {
-        #[allow(dead_code)] // few ask for the names
+        #[allow(dead_code)] // few callers use the names
         impl $type {
             pub(crate) const NAMES: &'static [&'static str] = &[$($name),*];
         }
@@ -136,7 +136,7 @@ macro_rules! fields {
 }
 pub(crate) use fields;
 
-/// Returns the name that `key` means: the very same, else the first that differs in case only.
+/// Returns the name that `key` means: an exact match, else the first that differs only in case.
 pub fn choose<'a>(names: &[&'a str], key: &str) -> Option<&'a str> {
     names
         .iter()
@@ -145,7 +145,7 @@ pub fn choose<'a>(names: &[&'a str], key: &str) -> Option<&'a str> {
         .copied()
 }
 
-/// Names of fields are ASCII; beyond it, two letters fold into ASCII ones.
+/// Names of fields are ASCII; two other letters fold into ASCII ones.
 pub(crate) fn same_but_for_case(name: &str, key: &str) -> bool {
     let folded = key.chars().map(|c| match c {
         '\u{212a}' => 'k',
@@ -155,8 +155,8 @@ pub(crate) fn same_but_for_case(name: &str, key: &str) -> bool {
     name.chars().map(|c| c.to_ascii_lowercase()).eq(folded)
 }
 
-/// Moves the values of `map` whose names differ from one of `names` in case only to that name.
-/// Where it has a value that stays, and an object gets what only the other one has.
+/// Moves the values of `map` whose names differ from one of `names` only in case to that name. If
+/// that name has a value already it stays, and an object gets what only the other one has.
 pub(crate) fn usual_names(map: &mut Map<String, Value>, names: &[&str]) {
     let odd: Vec<String> = map
         .keys()

@@ -2,25 +2,25 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | who hashes on the way | `hash.rs` |
+//! | how are bytes hashed as they pass | `hash.rs` |
 //! | how is a blob compressed | `compression.rs` |
 //! | reading, inflating and hashing at once | `stream.rs` |
 //! | what does a layer's tar do to a tree | `apply.rs` |
 //! | what do a tar's headers say | `tar/reader.rs` |
-//! | how does a layer come out again byte for byte | `recipe.rs` |
+//! | how is a layer written again byte for byte | `recipe.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
 //! | what are the records of Podman's stores | `containers_storage.rs` |
 //! | how do Docker and Podman keep what a tree can't say about its tar | `tar_split.rs` |
-//! | what is an image called | `reference.rs` |
+//! | how is an image named | `reference.rs` |
 //! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
 //! | how does an image run | `run_config.rs` |
 //! | how is an image's JSON read | `json.rs` |
 //! | which image of an index runs here | `platform.rs` |
 //! | where do images come from | `source.rs` (archives, layouts), `registry.rs` |
 //! | where do images go | `sink.rs` (archives, layouts), `registry.rs` |
-//! | how much may a stranger's layer ask for | `limits.rs` |
+//! | how much may an untrusted layer ask for | `limits.rs` |
 //!
-//! This room never knows where trees and blobs are kept, and syncs nothing: whoever owns the tree
+//! This crate never knows where trees and blobs are kept, and syncs nothing: the owner of the tree
 //! does.
 #![forbid(unsafe_code)]
 

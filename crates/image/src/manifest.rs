@@ -1,11 +1,11 @@
-//! Manifests and indexes: what an image is made of, in OCI's words and in Docker's.
+//! Manifests and indexes: what an image consists of, in OCI's format and in Docker's.
 //!
-//! A manifest is kept as the very bytes that came ([`Manifest::raw`]): its digest is its identity,
-//! and writing it again from parsed fields would change it. Parsing proves what the rest relies on:
-//! every digest is a [`Digest`].
+//! A manifest is kept as the exact bytes that came ([`Manifest::raw`]): its digest is its identity,
+//! and writing it again from parsed fields would change it. Parsing ensures what the rest relies
+//! on: every digest is a [`Digest`].
 //!
 //! This module must not read from anywhere; it turns bytes into types. Docker's schema 1 is refused
-//! by name. The dialects differ in media types only (image-spec `manifest.md`, distribution
+//! by name. The dialects differ only in media types (image-spec `manifest.md`, distribution
 //! `manifest-v2-2.md`).
 
 use std::collections::BTreeMap;
@@ -17,11 +17,11 @@ use crate::json::{self, Any, JsonError, List, Unmarshal};
 use crate::packing::Compression;
 use crate::platform::Platform;
 
-/// The largest manifest or index that is read, in bytes (registries refuse larger ones too).
+/// The largest manifest or index that is accepted, in bytes (registries refuse larger ones too).
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// The largest image configuration that is read, in bytes.
+/// The largest image configuration that is accepted, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
-/// The most layers an image may have. Far above any builder's limit; it bounds memory.
+/// The maximum number of layers of an image. Far above any builder's limit; it bounds memory.
 pub const MAX_LAYERS: usize = 2000;
 
 /// OCI's media type of a manifest.
@@ -37,7 +37,7 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 /// Docker's media type of an image configuration.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// The media types of everything that [`Document::parse`] understands, to ask a registry for.
+/// The media types of everything that [`Document::parse`] understands, for requests to a registry.
 pub const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
 /// Why bytes are not a manifest that Vellum can use.
@@ -53,7 +53,7 @@ pub enum ManifestError {
         source: JsonError,
     },
     /// The document is larger than Vellum reads.
-    #[error("{what} of {size_bytes} bytes is larger than the {limit_bytes} that are allowed")]
+    #[error("{what} of {size_bytes} bytes is larger than the maximum of {limit_bytes}")]
     TooLarge {
         /// Which document.
         what: &'static str,
@@ -63,28 +63,28 @@ pub enum ManifestError {
         limit_bytes: u64,
     },
     /// Docker's schema 1, which has neither a configuration nor diff IDs.
-    #[error("the manifest is Docker's schema 1, which nobody writes any more")]
+    #[error("the manifest is Docker's schema 1, which is obsolete")]
     Schema1,
-    /// Some other kind of document.
-    #[error("{0:?} is not a kind of manifest that Vellum knows")]
+    /// Another type of document.
+    #[error("{0:?} is not a manifest type that Vellum knows")]
     UnknownKind(String),
-    /// An artifact that is kept like an image: a chart, a signature.
-    #[error("it is an artifact ({0}) and no image")]
+    /// An artifact that is stored like an image: a chart, a signature.
+    #[error("it is an artifact ({0}), not an image")]
     Artifact(String),
-    /// A layer that is not part of the image but lives at some URL (Windows base layers).
+    /// A layer that is not part of the image but is at some URL (Windows base layers).
     #[error(
-        "layer {0} is a foreign layer and not here; only a pull fetches layers from where an image says"
+        "layer {0} is a foreign layer and not included; only a pull fetches layers from an image's URLs"
     )]
     ForeignLayer(Digest),
-    /// A digest that is malformed or of an algorithm that isn't known.
+    /// A digest that is malformed or uses an unknown algorithm.
     #[error("{0:?} is not a digest that Vellum knows")]
     Digest(String),
     /// More layers than any image has.
-    #[error("{0} layers are more than the {MAX_LAYERS} that are allowed")]
+    #[error("{0} layers are more than the maximum of {MAX_LAYERS}")]
     TooManyLayers(usize),
 }
 
-/// Returns an error if `size_bytes` is beyond `limit_bytes`, naming `what` is too large.
+/// Returns an error that names `what` if `size_bytes` is above `limit_bytes`.
 pub fn check_size(
     what: &'static str,
     size_bytes: u64,
@@ -100,7 +100,7 @@ pub fn check_size(
     Ok(())
 }
 
-/// Returns what the document `what` says.
+/// Parses the document `what`.
 pub(crate) fn read<T: Unmarshal + Default>(
     what: &'static str,
     raw: &[u8],
@@ -108,8 +108,8 @@ pub(crate) fn read<T: Unmarshal + Default>(
     json::read(raw).map_err(|source| ManifestError::Json { what, source })
 }
 
-/// The same for a file that no digest vouches for: what follows its first value doesn't count, as
-/// for Docker and containerd.
+/// The same for a file that no digest protects: what follows its first value is ignored, as by
+/// Docker and containerd.
 pub(crate) fn read_first<T: Unmarshal + Default>(
     what: &'static str,
     raw: &[u8],
@@ -121,16 +121,17 @@ pub(crate) fn read_first<T: Unmarshal + Default>(
 /// A blob that a manifest or an index points at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// What the blob says it is.
+    /// The media type that the descriptor states.
     pub media_type: String,
     /// The digest of its bytes.
     pub digest: Digest,
-    /// Their number as it says; where the blob itself is at hand ([`crate::source`]), as it is.
+    /// The size that it states; where the blob itself is available ([`crate::source`]), the actual
+    /// size.
     pub size_bytes: u64,
 }
 
 impl Descriptor {
-    /// A size that can't be is none: the digest vouches for the bytes.
+    /// An impossible size counts as none: the digest protects the bytes.
     fn parse(fields: DescriptorFields) -> Result<Self, ManifestError> {
         Ok(Self {
             digest: parse_digest(&fields.digest)?,
@@ -139,7 +140,7 @@ impl Descriptor {
         })
     }
 
-    /// Returns whether it may be a manifest or an index, by what it says it is.
+    /// Returns whether it may be a manifest or an index, by its media type.
     pub fn is_document(&self) -> bool {
         let media_type = bare(&self.media_type);
         ACCEPTED.contains(&media_type) || is_vague(media_type)
@@ -181,16 +182,16 @@ fn is_vague(media_type: &str) -> bool {
 pub struct LayerBlob {
     /// The compressed blob.
     pub blob: Descriptor,
-    /// How the media type says it is compressed.
+    /// The compression that the media type states.
     pub compression: Compression,
-    /// Where else the blob can be had, if the manifest says so. A stranger's words.
+    /// Where else the blob is available, if the manifest says so. Untrusted.
     pub urls: Vec<String>,
 }
 
 /// A manifest: a configuration and layers, bottom first.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The bytes as they came, which `digest` is of.
+    /// The bytes as they came; `digest` is theirs.
     pub raw: Vec<u8>,
     /// The digest of `raw`.
     pub digest: Digest,
@@ -200,24 +201,23 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers, bottom first; may be empty.
     pub layers: Vec<LayerBlob>,
-    /// What it says it is instead of an image: a chart, a signature. It may be an image all the
-    /// same.
+    /// The artifact type that it states (a chart, a signature). It may be an image all the same.
     pub artifact: Option<String>,
 }
 
 /// One entry of an index.
 #[derive(Clone, Debug)]
 pub struct IndexEntry {
-    /// The manifest or index that it points at.
+    /// The manifest or index that it points to.
     pub manifest: Descriptor,
-    /// The platform it says it is for.
+    /// The platform that it states.
     pub platform: Option<Platform>,
     /// Its annotations, which name images in an OCI layout.
     pub annotations: BTreeMap<String, String>,
 }
 
 impl IndexEntry {
-    /// Returns whether this is no image but a statement about one (a signature, an SBOM).
+    /// Returns whether this is not an image but a statement about one (a signature, an SBOM).
     pub fn is_attestation(&self) -> bool {
         self.annotations.contains_key("vnd.docker.reference.type")
             || self
@@ -238,7 +238,7 @@ pub struct Index {
     pub entries: Vec<IndexEntry>,
 }
 
-/// What the bytes at a manifest's address turn out to be.
+/// What the bytes at a manifest's address are.
 #[derive(Clone, Debug)]
 pub enum Document {
     /// One image.
@@ -249,7 +249,7 @@ pub enum Document {
 
 /// The fields of a manifest and of an index.
 ///
-/// They are read at once, since they also tell the two apart.
+/// They are read together, since they also tell the two apart.
 #[derive(Default)]
 struct Fields {
     schema_version: i64,
@@ -305,11 +305,12 @@ json::fields!(PlatformFields {
 });
 
 impl Document {
-    /// Returns the document that `raw` is, read as [`crate::json`] says.
+    /// Parses `raw` as a document, as [`crate::json`] reads JSON.
     ///
-    /// `announced` is the media type that whoever pointed here announced; the document's own
-    /// `mediaType` wins if it is a known one, its fields decide if neither is. A document with
-    /// fields of both kinds is refused: two readers could take it for two different images.
+    /// `announced` is the media type that the reference to the document stated. The document's own
+    /// `mediaType` takes precedence if it is a known one; if neither is known, its fields decide. A
+    /// document with fields of both types is refused: two readers could take it for two different
+    /// images.
     pub fn parse(raw: Vec<u8>, announced: Option<&str>) -> Result<Self, ManifestError> {
         let fields = Fields::of(&raw)?;
         let said = [fields.media_type.as_str(), announced.unwrap_or_default()].map(bare);
@@ -360,7 +361,7 @@ impl Fields {
 }
 
 impl Index {
-    /// Returns the index that `raw` is, whatever it calls itself: an `index.json`.
+    /// Parses `raw` as an index whatever its media type: an `index.json`.
     pub fn parse(raw: Vec<u8>) -> Result<Self, ManifestError> {
         let fields = Fields::of(&raw)?;
         Self::new(raw, fields)
@@ -382,7 +383,7 @@ impl Index {
                     platform,
                     annotations,
                 }),
-                // An entry that is of no use to us is no reason to do without the others.
+                // One useless entry is no reason to reject the others.
                 Err(e) => unreadable = unreadable.or(Some(e)),
             }
         }
@@ -396,13 +397,13 @@ impl Index {
         }
     }
 
-    /// Returns the entries that may be images: no statements about others, nothing of another kind.
+    /// Returns the entries that may be images: no statements about others, nothing of another type.
     pub fn images(&self) -> impl Iterator<Item = &IndexEntry> {
         let images = self.entries.iter();
         images.filter(|entry| !entry.is_attestation() && entry.manifest.is_document())
     }
 
-    /// Returns the entry for `wanted`, statements about images left aside; `None` if none fits.
+    /// Returns the entry for `wanted`, ignoring statements about images; `None` if none fits.
     pub fn choose(&self, wanted: &Platform) -> Option<&IndexEntry> {
         let images: Vec<&IndexEntry> = self.images().collect();
         let offers: Vec<_> = images.iter().map(|e| e.platform.clone()).collect();
@@ -441,9 +442,9 @@ impl Manifest {
         })
     }
 
-    /// Returns an OCI manifest of our own making.
+    /// Creates an OCI manifest.
     ///
-    /// The bytes depend on the arguments alone, so the same image gets the same manifest each time.
+    /// The bytes depend only on the arguments, so the same image always gets the same manifest.
     pub fn compose(config: &Digest, config_size_bytes: u64, layers: &[LayerBlob]) -> Self {
         let config = Descriptor {
             media_type: OCI_CONFIG.to_owned(),
@@ -468,7 +469,7 @@ impl Manifest {
         }
     }
 
-    /// Returns the descriptor by which an index points at this manifest.
+    /// Returns the descriptor by which an index points to this manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor {
             media_type: self.media_type.clone(),
@@ -489,13 +490,13 @@ impl PlatformFields {
 }
 
 impl LayerBlob {
-    /// Returns whether it may be kept elsewhere, at URLs that the manifest names.
+    /// Returns whether it may be stored elsewhere, at URLs that the manifest names.
     pub fn is_foreign(&self) -> bool {
         let media_type = &self.blob.media_type;
         media_type.contains("nondistributable") || media_type.contains("rootfs.foreign")
     }
 
-    /// Returns the description of a layer blob of our own making.
+    /// Creates the description of a layer blob that Vellum wrote.
     pub fn compose(digest: Digest, size_bytes: u64, compression: Compression) -> Self {
         let media_type = match compression {
             Compression::None => "application/vnd.oci.image.layer.v1.tar",
@@ -514,8 +515,8 @@ impl LayerBlob {
     }
 }
 
-/// A layer is what its bytes are; an unknown media type only means that nobody says how it is
-/// compressed.
+/// The bytes of a layer decide what it is; an unknown media type only means that its compression is
+/// not stated.
 fn parse_layer(mut fields: DescriptorFields) -> Result<LayerBlob, ManifestError> {
     let urls = std::mem::take(&mut fields.urls).into_vec();
     let blob = Descriptor::parse(fields)?;
@@ -534,7 +535,7 @@ fn parse_layer(mut fields: DescriptorFields) -> Result<LayerBlob, ManifestError>
     })
 }
 
-/// Returns the digest that `text` is, with an error that quotes it.
+/// Parses `text` as a digest; the error quotes it.
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, ManifestError> {
     text.parse()
         .map_err(|_| ManifestError::Digest(text.to_owned()))

@@ -1,11 +1,11 @@
-//! The names of compressions, without what they do.
+//! The names of compressions, without their code.
 
 use std::fmt;
 
-/// How a blob is compressed that is written here, or that an image describes.
+/// The compression of a blob that is written here, or that an image describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// RFC 1952.
     Gzip,
@@ -23,19 +23,19 @@ impl fmt::Display for Compression {
     }
 }
 
-/// How bytes are compressed that are read.
+/// The compression of bytes that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packing {
-    /// As a layer may be.
+    /// One that a layer may have.
     Layer(Compression),
     /// bzip2, version 1.
     Bzip2,
-    /// xz, with any of its filters for code.
+    /// xz, with any of its filters for machine code.
     Xz,
 }
 
 impl Packing {
-    /// Not at all.
+    /// Uncompressed.
     pub const NONE: Packing = Packing::Layer(Compression::None);
 }
 

@@ -1,8 +1,8 @@
 //! Which of an index's images runs here.
 //!
-//! An index (a manifest list, in Docker's older word) offers one manifest for each platform.
-//! [`choose`] is pure: offers and a wish in, a position out. It must not fetch anything.
-//! The names are Go's (`amd64`, `arm64`), as the OCI specification wants them.
+//! An index (a manifest list, in Docker's older term) offers one manifest for each platform.
+//! [`choose`] is pure: offers and a wish in, a position out. It must not fetch anything. The names
+//! are Go's (`amd64`, `arm64`), as the OCI specification requires.
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,8 +43,7 @@ impl Platform {
         }
     }
 
-    /// Returns how well `offer` serves someone who wants `self`: smaller is better, `None` not at
-    /// all.
+    /// Returns how well `offer` suits a request for `self`: smaller is better, `None` not at all.
     fn distance(&self, offer: &Platform) -> Option<u32> {
         if self.os != offer.os || self.architecture != offer.architecture {
             return None;
@@ -113,10 +112,10 @@ impl fmt::Display for Platform {
     }
 }
 
-/// Returns the position of the offer that serves `wanted` best, or `None` if none does.
+/// Returns the position of the offer that suits `wanted` best, or `None` if none does.
 ///
-/// An offer that doesn't say its platform (`None`) is taken only if it is the sole one.
-/// Of equally good offers the first wins, as the specification asks.
+/// An offer that names no platform (`None`) is chosen only if it is the sole one. Of equally good
+/// offers the first is chosen, as the specification asks.
 pub fn choose(wanted: &Platform, offers: &[Option<Platform>]) -> Option<usize> {
     if let [None] = offers {
         return Some(0);

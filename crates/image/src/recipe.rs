@@ -1,13 +1,14 @@
-//! The recipe of a layer: everything of its tar that is not file content, so that tree and recipe
-//! together give the tar back, byte for byte.
+//! The recipe of a layer: everything in its tar that is not file content, so that tree and recipe
+//! together reproduce the tar byte for byte.
 //!
-//! A tree can't say in which order its entries came, how their headers were spelled, what stood in
-//! the padding. The recipe can, and it names the file for each run of content instead of repeating
-//! it. Content that the tree does not hold in the end (a file that a later entry of the same layer
-//! replaces or hides) is in the recipe itself. It knows nothing of why an entry is where it is.
+//! A tree can't say in which order its entries came, how their headers were spelled, or what the
+//! padding contained. The recipe can, and it names the file for each run of content instead of
+//! repeating it. Content that the tree does not hold in the end (a file that a later entry of the
+//! same layer replaces or hides) is in the recipe itself. The recipe doesn't know why an entry is
+//! where it is.
 //!
-//! On disk: eight bytes magic and version, then one zstd frame with a checksum, in it segments one
-//! after the other. Numbers are LEB128. Changing any of it needs a new version byte.
+//! On disk: eight bytes of magic and version, then one zstd frame with a checksum, which contains
+//! segments one after the other. Numbers are LEB128. Changing any of it needs a new version byte.
 //!
 //! ```text
 //! 0 END     tar_bytes, payload count, diff ID (32 bytes)
@@ -19,7 +20,7 @@
 //! ```
 //!
 //! Payloads (FILE and SPARSE) are counted from 0 in order. The checksum lets a changed file be
-//! named; that the whole is right is proven by the diff ID alone.
+//! named; only the diff ID proves that the whole is right.
 
 mod read;
 mod write;
@@ -36,7 +37,7 @@ const FILE: u8 = 2;
 const SPARSE: u8 = 3;
 const KEPT: u8 = 4;
 
-/// Longest RAW segment and piece of KEPT content; a reader needs no larger buffer.
+/// The longest RAW segment or piece of KEPT content; a reader needs no larger buffer.
 const PIECE_BYTES: usize = 1 << 20;
 
 #[cfg(test)]

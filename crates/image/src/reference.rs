@@ -1,10 +1,10 @@
 //! The names of images: `debian`, `ghcr.io/a/b:1.2`, `localhost:5000/x@sha256:…`.
 //!
-//! A name typed by a person is short; the name a store or a registry knows is long. [`Reference`]
-//! is always the long one: the registry is present (`docker.io` if none was given), Docker Hub's
-//! one-word repositories have their `library/`, and there is a tag or a digest. Nothing else in
-//! Vellum takes image names apart. The grammar is that of the distribution project
-//! (`reference/reference.go`), so that a name accepted here is accepted by every other tool.
+//! A name typed by a person is short; the name a store or a registry knows is long. A [`Reference`]
+//! is always the long one: it has a registry (`docker.io` if none was given), Docker Hub's one-word
+//! repositories have their `library/`, and there is a tag or a digest. Nothing else in Vellum
+//! parses image names. The grammar is that of the distribution project (`reference/reference.go`),
+//! so that every other tool accepts a name accepted here.
 //!
 //! This module must not know where images are kept or how they are fetched.
 
@@ -13,9 +13,9 @@ use std::str::FromStr;
 
 use vellum_format::Digest;
 
-/// The registry that a name without one means.
+/// The registry of a name without one.
 pub const DEFAULT_REGISTRY: &str = "docker.io";
-/// The tag that a name without tag and digest means.
+/// The tag of a name without tag and digest.
 pub const DEFAULT_TAG: &str = "latest";
 
 const MAX_NAME_BYTES: usize = 255;
@@ -44,7 +44,7 @@ pub struct ReferenceError {
 }
 
 impl Reference {
-    /// Returns the reference that a person means by `text`.
+    /// Returns the reference for `text` as a person writes it.
     ///
     /// Neither tag nor digest means the tag `latest`; no registry means Docker Hub.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
@@ -54,14 +54,14 @@ impl Reference {
         })
     }
 
-    /// Returns the reference of `tag` in the repository that `name` names.
+    /// Returns the reference for `tag` in the repository `name`.
     ///
     /// `name` is a name without tag (`debian`, `ghcr.io/a/b`), as some archives keep them apart.
     pub fn with_parts(name: &str, tag: &str) -> Result<Self, ReferenceError> {
         Self::parse(&format!("{name}:{tag}"))
     }
 
-    /// Returns the host (and port) that keeps the image, `docker.io` for Docker Hub.
+    /// Returns the host (and port) that has the image, `docker.io` for Docker Hub.
     pub fn registry(&self) -> &str {
         &self.registry
     }
@@ -76,7 +76,7 @@ impl Reference {
         self.tag.as_deref()
     }
 
-    /// Returns the digest of the manifest or index meant, if the reference pins one.
+    /// Returns the digest of the manifest or index, if the reference pins one.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -96,7 +96,7 @@ impl Reference {
         }
         match repository.strip_prefix("library/") {
             Some(word) if !word.contains('/') => word.to_owned(),
-            // `localhost/x` and `a.b/x` on Docker Hub would be read as names of other registries.
+            // `localhost/x` and `a.b/x` on Docker Hub would be read as names in other registries.
             _ if !split_registry(repository).0.is_empty() => {
                 format!("{DEFAULT_REGISTRY}/{repository}")
             }
@@ -377,7 +377,7 @@ mod tests {
         ] {
             assert!(
                 Reference::parse(bad).is_err(),
-                "{bad:?} was taken for a name"
+                "{bad:?} was accepted as a name"
             );
         }
         assert!(Reference::parse(&format!("a:{}", "t".repeat(128))).is_ok());

@@ -1,16 +1,16 @@
 //! Registries: images fetched from and pushed to a server that speaks the OCI distribution
 //! protocol.
 //!
-//! From the bottom up: one request and its answer, within bounds ([`exchange`]); what a server
-//! wants to know about us and what it is told ([`challenge`], [`login`], [`credentials`]); which
+//! From the bottom up: one request and its response, within limits ([`exchange`]); how a server
+//! asks us to authenticate, and what we send ([`challenge`], [`login`], [`credentials`]); which
 //! servers to ask in which order ([`endpoint`]); manifests ([`fetch`]); blobs as plain readers that
-//! survive a broken connection by asking for the missing range ([`download`]); and images sent
+//! survive a broken connection by asking for the missing range ([`download`]); and sending images
 //! ([`push()`]). All of it runs on one thread with its own runtime ([`runtime`]); the rest of
 //! Vellum stays free of async.
 //!
 //! Secrets never reach an error, a log or a server that they are not for. This module must not know
-//! where layers go. The protocol is the distribution specification, version 1.1, read as loosely as
-//! servers write it.
+//! where layers go. The protocol is the distribution specification, version 1.1, read as leniently
+//! as servers require.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,28 +29,28 @@ mod push;
 mod runtime;
 
 pub use error::RegistryError;
-pub use exchange::{ExchangeError, Refusal};
+pub use exchange::{ErrorResponse, ExchangeError};
 pub use fetch::RegistrySource;
 pub use push::{Pushed, push};
 
 /// How to reach registries.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryOptions {
-    /// The one file with logins to use; `None` looks in the usual places.
+    /// The only file with logins to use; `None` looks in the usual places.
     pub auth_file: Option<PathBuf>,
-    /// What is special about a registry, by its host and port.
+    /// Settings for a registry, by its host and port.
     pub hosts: BTreeMap<String, HostOptions>,
     /// When to give up.
     pub retry: Retry,
 }
 
-/// What is special about one registry.
+/// Settings for one registry.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
     /// Addresses (`http://host:port/prefix` or `https://…`) to pull from, asked before the
     /// registry.
     pub mirrors: Vec<String>,
-    /// Speak plain HTTP with the registry itself.
+    /// Use plain HTTP for the registry itself.
     pub insecure: bool,
     /// A PEM file with a certificate authority to trust besides the system's.
     pub ca_file: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub struct Retry {
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
-    /// How long a connection may be silent, or as good as silent.
+    /// How long a connection may transfer nothing, or almost nothing.
     pub silence: Duration,
 }
 
@@ -80,7 +80,7 @@ impl Default for Retry {
     }
 }
 
-/// The longest pause that a server can ask for; one that asks for more is given up.
+/// The longest pause that a server can ask for; if it asks for more, the request fails.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl Retry {

@@ -1,12 +1,12 @@
 //! The part of an image's configuration that says how it runs: user, variables, command,
 //! directories.
 //!
-//! Read as Docker reads it ([`crate::json`]); the image's author tested it with that reader. A
-//! field that Docker's reader refuses is refused here, by its name; fields that mean nothing to a
-//! run (health checks, build triggers) are not looked at and stay in the raw bytes as they are.
+//! Read as Docker reads it ([`crate::json`]), since the image's author tested it with that reader.
+//! A field that Docker's reader refuses is refused here, by name. Fields that don't affect a run
+//! (health checks, build triggers) are ignored and stay in the raw bytes.
 //!
-//! This module knows shapes alone: whether a user or directory makes sense is decided where the
-//! tree is at hand.
+//! This module checks only types: code that has the tree decides whether a user or directory makes
+//! sense.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,12 @@ use serde_json::{Map, Value, json};
 
 use crate::json::{self, Empty, List, Words};
 
-/// How an image runs, as far as it says so. Everything may be empty; nothing is checked beyond its
-/// shape.
+/// How an image runs, where it says so. Everything may be empty; only types have been checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunConfig {
     /// `USER[:GROUP]`, names or numbers.
     pub user: String,
-    /// Variables, `NAME=VALUE` each if the image is an honest one.
+    /// Variables, each `NAME=VALUE` unless the image is malformed.
     pub env: Vec<String>,
     /// The program and its first arguments.
     pub entrypoint: Vec<String>,
@@ -30,15 +29,15 @@ pub struct RunConfig {
     pub working_dir: String,
     /// Directories whose content is not part of what the container changes. Sorted.
     pub volumes: Vec<String>,
-    /// Ports that the program listens on, as in `80/tcp`. Of no use to a run. Sorted.
+    /// Ports that the program listens on, as in `80/tcp`. Not used by a run. Sorted.
     pub exposed_ports: Vec<String>,
-    /// Labels. Of no use to a run.
+    /// Labels. Not used by a run.
     pub labels: BTreeMap<String, String>,
-    /// The signal that asks the program to end. Of no use to a run.
+    /// The signal that asks the program to end. Not used by a run.
     pub stop_signal: String,
 }
 
-/// The section as it is read.
+/// The section as it is parsed.
 #[derive(Debug, Default)]
 pub(crate) struct RunFields {
     user: String,
@@ -81,7 +80,7 @@ impl From<RunFields> for RunConfig {
 }
 
 impl RunConfig {
-    /// Puts the fields into `section`, whose values of them, however spelt, go.
+    /// Sets the fields in `section`, replacing its values for them in any spelling.
     pub(crate) fn tidy(&self, section: &mut Map<String, Value>) {
         let set = |keys: &[String]| -> Value {
             let entries = keys.iter().map(|key| (key.clone(), json!({})));
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_another_shape_is_refused_by_its_name() {
+    fn a_field_of_the_wrong_type_is_refused_by_name() {
         for field in ["User", "WorkingDir", "StopSignal"] {
             for value in ["5", "true", "[]", r#"["a"]"#, "{}"] {
                 refused(&format!(r#"{{"{field}": {value}}}"#), field);

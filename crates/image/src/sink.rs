@@ -1,10 +1,10 @@
 //! Where images go: archives, layouts and registries.
 //!
-//! A sink is handed images and a [`LayerSupply`] that can produce each layer's tar; it decides how
+//! A sink gets images and a [`LayerSupply`] that can produce each layer's tar. It decides how
 //! layers are compressed, what is written in which order, and which manifest describes the result.
-//! What it says it wrote, it has hashed: an image's manifest is reused byte for byte if every blob
-//! came out as that manifest says, and composed anew otherwise. The configuration is never touched,
-//! so the image keeps its ID either way.
+//! It hashes everything that it reports as written. An image's manifest is reused byte for byte if
+//! every blob came out as that manifest says, and composed again otherwise. The configuration is
+//! never changed, so the image keeps its ID either way.
 //!
 //! This module must not know where layers are kept.
 
@@ -30,7 +30,7 @@ mod archive_writer;
 pub mod docker_archive;
 pub mod oci_layout;
 
-/// An error of whoever supplies layers, in his own words.
+/// An error from the supply of layers, in its own terms.
 pub type SupplyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A layer to be written.
@@ -57,26 +57,26 @@ pub struct OutImage {
     pub layers: Vec<OutLayer>,
 }
 
-/// Produces layers' bytes for sinks.
+/// Produces the bytes of layers for sinks.
 pub trait LayerSupply: Sync {
-    /// Writes the layer's tar to `out`, byte for byte as it once came.
+    /// Writes the layer's tar to `out`, byte for byte as it originally came.
     ///
-    /// The sink compares with the diff ID; the supply need not.
+    /// The sink checks the diff ID; the supply need not.
     fn write_tar(&self, layer: &OutLayer, out: &mut dyn Write) -> Result<(), SupplyError>;
 
-    /// Returns the blob of this digest if it was kept as it came, `None` if it must be made.
+    /// Returns the blob of this digest if it was kept, `None` if it must be produced.
     fn kept_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, SupplyError>;
 
-    /// Errors once the user wants to stop; asked between two chunks.
+    /// Fails once the user cancels; called between two chunks.
     fn go_on(&self) -> Result<(), SupplyError>;
 }
 
-/// How a sink goes about its work.
+/// The options of a sink.
 #[derive(Clone, Debug)]
 pub struct SinkOptions {
-    /// The compression of layers that no manifest prescribes one for.
+    /// The compression of layers for which no manifest prescribes one.
     pub compression: Compression,
-    /// A directory with room for the largest layers, one more than `jobs`.
+    /// A directory with space for the largest layers, one more than `jobs`.
     pub spool_dir: PathBuf,
     /// How many layers are compressed at once, at least 1.
     pub jobs: usize,
@@ -94,7 +94,7 @@ enum BlobBytes {
 }
 
 impl ReadyBlob {
-    /// Returns the bytes from the start; they fail at the end if they are not those described.
+    /// Returns the bytes from the start; reading fails at the end if they are not those described.
     pub(crate) fn into_reader(self) -> Result<Box<dyn Read + Send>, SourceError> {
         let blob = self.layer.blob;
         let inner = match self.file {
@@ -115,7 +115,8 @@ impl ReadyBlob {
     }
 }
 
-/// Returns the blob of the image's layer at `at`: the kept one, or one made now in a spool file.
+/// Returns the blob of the image's layer at `at`: the kept one, or one produced now in a spool
+/// file.
 pub(crate) fn make_blob(
     image: &OutImage,
     at: usize,
@@ -138,7 +139,7 @@ pub(crate) fn make_blob(
     let spool = tempfile::tempfile_in(&options.spool_dir)
         .map_err(|e| SourceError::io(options.spool_dir.display().to_string(), e))?;
     let (file, made) = compress_into(spool, layer, compression, supply)?;
-    // Our own compressor may well have made the very blob that the manifest names.
+    // Our own compressor may well have produced the exact blob that the manifest names.
     let layer = match promised {
         Some(promised) if promised.blob.digest == made.blob.digest => promised.clone(),
         _ => made,
@@ -149,10 +150,10 @@ pub(crate) fn make_blob(
     })
 }
 
-/// Makes the blobs of the image's layers at the positions `wanted`, several at once, and hands them
-/// to `each` in that order.
+/// Produces the blobs of the image's layers at the positions `wanted`, several at once, and passes
+/// them to `each` in that order.
 ///
-/// No more than `jobs` are being made and one is waiting at any time, so spool files stay few. The
+/// At most `jobs` are in production and one is waiting at any time, so spool files stay few. The
 /// first error ends it.
 pub(crate) fn make_blobs(
     image: &OutImage,
@@ -163,7 +164,7 @@ pub(crate) fn make_blobs(
 ) -> Result<(), SourceError> {
     let workers = options.jobs.clamp(1, wanted.len().max(1));
     let next = AtomicUsize::new(0);
-    // Positions are taken in order and each needs a permit, so the one waited for always has one.
+    // Positions are started in order and each needs a permit, so the one waited for always has one.
     let (permit, permits) = crossbeam_channel::bounded(workers + 1);
     let slots: Vec<_> = wanted
         .iter()
@@ -182,18 +183,18 @@ pub(crate) fn make_blobs(
             });
         }
         for _ in 0..=workers {
-            // There is room for as many, and whoever takes them is there.
+            // The channel has space for as many, and the receiver is alive.
             let _ = permit.send(());
         }
         for (turn, &at) in wanted.iter().enumerate() {
             let made = slots[turn].1.recv().map_err(|_| {
                 SourceError::io(
                     "layer blob",
-                    io::Error::other("the thread that makes it died"),
+                    io::Error::other("the thread that produces it died"),
                 )
             });
             each(at, made??)?;
-            // Nobody takes it when all positions are given out.
+            // The receiver is gone when all positions are given out.
             let _ = permit.try_send(());
         }
         drop(permit);
@@ -218,7 +219,7 @@ fn compress_into(
     Ok((file, LayerBlob::compose(digest, size_bytes, compression)))
 }
 
-/// Writes the layer's tar to `out` and errors unless it was exactly that tar.
+/// Writes the layer's tar to `out` and fails unless it was exactly that tar.
 pub(crate) fn write_checked(
     layer: &OutLayer,
     supply: &dyn LayerSupply,
@@ -258,7 +259,7 @@ pub(crate) fn write_checked(
     Ok(())
 }
 
-/// Asks between two writes whether to go on.
+/// Checks for cancellation between two writes.
 struct Guarded<'a, W> {
     inner: W,
     supply: &'a dyn LayerSupply,
@@ -286,7 +287,7 @@ pub(crate) fn supply_error(layer: &OutLayer, source: SupplyError) -> SourceError
     }
 }
 
-/// Returns the manifest that describes `layers` of `image`: its own if that is what it says.
+/// Returns the manifest that describes `layers` of `image`: its own if that is correct.
 pub(crate) fn manifest_for(image: &OutImage, layers: &[LayerBlob]) -> Manifest {
     match &image.manifest {
         Some(manifest) if manifest.layers == layers => manifest.clone(),
@@ -294,7 +295,7 @@ pub(crate) fn manifest_for(image: &OutImage, layers: &[LayerBlob]) -> Manifest {
     }
 }
 
-/// Copies `from` to `to`, asking `supply` between two chunks whether to go on.
+/// Copies `from` to `to`, checking for cancellation between two chunks.
 pub(crate) fn copy(
     from: &mut dyn Read,
     to: &mut dyn Write,
@@ -318,7 +319,7 @@ pub(crate) fn copy(
 /// The `index.json` of a layout: one entry for each image and name.
 ///
 /// `ref.name` is the bare tag, as skopeo and umoci look it up, unless two images have the same tag;
-/// the full name goes into containerd's annotation, as Docker does it.
+/// the full name goes into containerd's annotation, as with Docker.
 pub(crate) fn layout_entries(images: &[(&OutImage, Manifest)]) -> Vec<serde_json::Value> {
     let mut tags: BTreeMap<&str, usize> = BTreeMap::new();
     for tag in images

@@ -1,12 +1,11 @@
 //! Where images come from: archives, layouts and registries, behind one trait.
 //!
-//! A source is opened once, tells which images it holds, and hands out layers as byte streams, in
-//! any order and several at a time. What it says is parsed and proven: digests are digests,
-//! manifests and configurations match theirs. Layers are handed out as they lie there: whoever
-//! reads one hashes it anyway, since the diff ID must be known, and compares
-//! ([`SourceLayer::check`]).
+//! A source is opened once, lists the images it holds, and hands out layers as byte streams, in any
+//! order and several at a time. What it lists has been parsed and checked: digests are digests,
+//! manifests and configurations match theirs. Layers are handed out unchecked: a caller that reads
+//! one hashes it anyway, since the diff ID must be known, and compares ([`SourceLayer::check`]).
 //!
-//! A source must not know where layers go, and never uses a text from an image as a path.
+//! A source must not know where layers go, and never uses text from an image as a path.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -40,14 +39,14 @@ pub struct SourceLayer {
 }
 
 impl SourceLayer {
-    /// Returns the blob. Errors: `Malformed` where the source doesn't name it.
+    /// Returns the blob. Errors: `Malformed` if the source doesn't name it.
     pub(crate) fn described(&self) -> Result<&LayerBlob, SourceError> {
         self.blob.as_ref().ok_or_else(|| {
             SourceError::Malformed(format!("layer {} has no descriptor", self.diff_id))
         })
     }
 
-    /// Errors unless what was read is what the image promised: blob digest, blob size, diff ID.
+    /// Fails unless what was read is what the image promised: blob digest, blob size, diff ID.
     pub fn check(&self, found: &BlobFacts) -> Result<(), crate::Error> {
         if let Some(LayerBlob { blob, .. }) = &self.blob {
             let what = || format!("layer blob {}", blob.digest);
@@ -88,12 +87,12 @@ pub struct SourceImage {
     pub layers: Vec<SourceLayer>,
     /// The names the source gives it; may be empty.
     pub names: Vec<Reference>,
-    /// What the source calls it besides, which is no image's name.
+    /// Other names that the source gives it, which are not image names.
     pub odd_names: Vec<String>,
 }
 
 impl SourceImage {
-    /// Returns the image, if manifest and configuration fit together.
+    /// Returns the image, if manifest and configuration match.
     pub fn new(
         config: ImageConfig,
         manifest: Option<Manifest>,
@@ -130,7 +129,7 @@ impl SourceImage {
     }
 }
 
-/// Somewhere images can be read from.
+/// Something that images can be read from.
 ///
 /// Layers may be opened from several threads at once and in any order.
 pub trait ImageSource: Send + Sync {
@@ -140,15 +139,15 @@ pub trait ImageSource: Send + Sync {
     /// Returns the images it holds, at least one.
     fn images(&self) -> &[SourceImage];
 
-    /// Returns the bytes of a layer as the source keeps them, perhaps compressed.
+    /// Returns the bytes of a layer as the source stores them, perhaps compressed.
     ///
-    /// Nothing is checked yet: read it through [`crate::LayerStream`] and compare with
+    /// Nothing is checked yet: read it through [`crate::LayerStream`] and check it with
     /// [`SourceLayer::check`]. `image` and `layer` are positions in [`ImageSource::images`] and
     /// [`SourceImage::layers`].
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError>;
 
-    /// Returns a tree that may have the layer's files, for sharing their blocks; it promises
-    /// nothing about them.
+    /// Returns a tree that may have the layer's files, for sharing their blocks; its content is not
+    /// guaranteed.
     fn layer_tree(&self, _image: usize, _layer: usize) -> Option<Dir> {
         None
     }
@@ -160,19 +159,19 @@ pub enum SourceError {
     /// A file could not be read or written.
     #[error("{path}")]
     Io {
-        /// The file, or what stands for it (`standard input`).
+        /// The file, or a description (`standard input`).
         path: String,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The source breaks the rules of its own format.
+    /// The source violates its own format.
     #[error("the image is malformed: {0}")]
     Malformed(String),
     /// Neither an image archive nor a layout.
     #[error("{0} is neither a docker-archive nor an OCI layout")]
     NotAnImage(String),
-    /// A directory that is to be adopted and is nothing of Docker's, or was kept by another of its
+    /// A directory to be adopted that is not Docker's data root, or belongs to another of its
     /// drivers.
     #[error("{path} can't be adopted: {why}")]
     NotADataRoot {
@@ -181,7 +180,7 @@ pub enum SourceError {
         /// What it is instead.
         why: String,
     },
-    /// A file that the source's own index names is not there.
+    /// A file that the source's own index names is missing.
     #[error("{path} is missing in {source_name}")]
     Missing {
         /// The missing file.
@@ -196,7 +195,7 @@ pub enum SourceError {
         source_name: String,
         /// The platform asked for.
         wanted: String,
-        /// Those there are, or `none`.
+        /// The available ones, or `none`.
         offered: String,
     },
     /// A manifest, index or configuration is not usable.
@@ -214,7 +213,7 @@ pub enum SourceError {
     Supply {
         /// Which layer.
         diff_id: Digest,
-        /// What its keeper says.
+        /// Its supply's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -227,10 +226,10 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Returns the error for an input or output that failed at `path`.
+    /// Returns the error for input or output that failed at `path`.
     ///
-    /// An error of this room that surfaced through `Read` (a wrong digest, say) becomes itself
-    /// again.
+    /// An error of this crate that passed through `Read` (a wrong digest, for example) becomes
+    /// itself again.
     pub fn io(path: impl Into<String>, source: io::Error) -> Self {
         match source.downcast::<crate::Error>() {
             Ok(own) => Self::Layer(own),
@@ -242,7 +241,7 @@ impl SourceError {
     }
 }
 
-/// Opens the archive or layout at `file`, whatever it turns out to be.
+/// Opens the archive or layout at `file`, in any supported format.
 ///
 /// A file that holds both an OCI layout and a docker-archive (Docker writes both since version 25)
 /// is read as the layout, which keeps the manifest; the archive's names are added.

@@ -1,10 +1,10 @@
-//! A layer's blob as a stream of uncompressed chunks, read, inflated and hashed on threads of its
-//! own.
+//! A layer's blob as a stream of uncompressed chunks; separate threads read, decompress and hash
+//! it.
 //!
-//! One thread reads the blob, hashes it and inflates; a second hashes the tar; the caller takes the
-//! chunks. Between them are bounded channels, and the buffers go round in a ring, so memory is
-//! constant ([`CHUNK_BYTES`] times the buffers of the ring) whatever the layer's size. A stopped
-//! caller stops the threads at their next chunk. It knows nothing of tar.
+//! One thread reads the blob, hashes it and decompresses; a second hashes the tar; the caller
+//! consumes the chunks. Between them are bounded channels, and the buffers circulate in a ring, so
+//! memory is constant ([`CHUNK_BYTES`] times the buffers of the ring) whatever the layer's size. If
+//! the caller stops, the threads stop at their next chunk. This module knows nothing of tar.
 //!
 //! Invariant: [`LayerStream::finish`] returns digests only after every byte of the blob has passed,
 //! so a digest it returns is that of the whole, never of a prefix.
@@ -29,10 +29,10 @@ mod as_tar;
 /// Size of one buffer of the ring.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Buffers of the ring: one in each of three hands, and some for each to run ahead.
+/// Buffers of the ring: one for each of the three parties, and some for each to run ahead.
 const RING: usize = 10;
 
-/// What a layer's blob turned out to be.
+/// Facts about a layer's blob that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobFacts {
     /// How the blob was compressed.
@@ -69,8 +69,8 @@ impl Progress {
     }
 }
 
-/// The uncompressed bytes of a layer. `Read` and `BufRead` give them; `finish` tells what they
-/// were.
+/// The uncompressed bytes of a layer. `Read` and `BufRead` return them; `finish` returns their
+/// digests and sizes.
 ///
 /// Dropping it stops the threads, at the latest when the blob's own `read` returns.
 pub struct LayerStream {
@@ -87,15 +87,15 @@ pub struct LayerStream {
 }
 
 impl LayerStream {
-    /// Starts reading `blob`, whose compression is found out from its first bytes.
+    /// Starts reading `blob`, whose compression is detected from its first bytes.
     ///
-    /// Errors (unknown compression, a blob that does not decode, limits, cancellation) come when
-    /// the bytes are read.
+    /// Errors (unknown compression, a blob that can't be decompressed, limits, cancellation) occur
+    /// when the bytes are read.
     pub fn open(blob: Box<dyn Read + Send>, limits: &Limits, cancel: &Cancel) -> Result<Self> {
         Self::open_with_progress(blob, limits, cancel, Progress::default())
     }
 
-    /// As [`LayerStream::open`], counting in `progress`.
+    /// Like [`LayerStream::open`], counting in `progress`.
     pub fn open_with_progress(
         blob: Box<dyn Read + Send>,
         limits: &Limits,
@@ -106,7 +106,7 @@ impl LayerStream {
         let (inflated_out, inflated) = bounded::<Result<Vec<u8>>>(RING);
         let (chunks_out, chunks) = bounded::<Result<Vec<u8>>>(RING);
         for _ in 0..RING {
-            // Can't fail: the channel holds RING buffers and its receiver is in our hands.
+            // Can't fail: the channel holds RING buffers and we have its receiver.
             let _ = empty.send(Vec::new());
         }
         let inflater = Inflater {
@@ -137,7 +137,7 @@ impl LayerStream {
         })
     }
 
-    /// Returns the bytes at hand, at least one unless the tar has ended. Take them with
+    /// Returns the available bytes, at least one unless the tar has ended. Consume them with
     /// [`BufRead::consume`].
     pub fn chunk(&mut self) -> Result<&[u8]> {
         while self.position == self.current.len() && !self.ended {
@@ -146,7 +146,7 @@ impl LayerStream {
                     let spent = std::mem::replace(&mut self.current, next);
                     self.position = 0;
                     if spent.capacity() > 0 {
-                        // Full or closed means that nobody needs the buffer any more.
+                        // Full or closed: the buffer is not needed any more.
                         let _ = self.empty.try_send(spent);
                     }
                 }
@@ -165,7 +165,7 @@ impl LayerStream {
         self.handed_out
     }
 
-    /// Reads what is left and returns what the blob was.
+    /// Reads what is left and returns the facts about the blob.
     pub fn finish(mut self) -> Result<BlobFacts> {
         loop {
             let n = self.chunk()?.len();
@@ -185,7 +185,7 @@ impl LayerStream {
             .ok_or_else(|| Error::Read(io::Error::other("the reader stopped early")))?;
         Ok(BlobFacts {
             packing,
-            // An uncompressed blob is hashed once.
+            // An uncompressed blob is hashed only once.
             blob_digest: match packing {
                 Packing::NONE => diff_id,
                 _ => blob_digest,
@@ -237,7 +237,7 @@ fn hash_chunks(
     (hasher.finish(), bytes)
 }
 
-/// The blob's own bytes: counted, and hashed unless the tar's hash will do.
+/// The blob's own bytes: counted, and hashed unless the tar's hash is the same.
 struct BlobRead {
     inner: Box<dyn Read + Send>,
     hasher: Option<Hasher>,
@@ -273,14 +273,14 @@ impl Inflater {
         match self.pump(blob) {
             Ok(facts) => facts,
             Err(error) => {
-                // Nobody listening means nobody to tell.
+                // If nobody listens, there is nothing to report.
                 let _ = self.out.send(Err(error));
                 None
             }
         }
     }
 
-    /// Returns `None` if the caller went away.
+    /// Returns `None` if the caller is gone.
     fn pump(&self, mut blob: Box<dyn Read + Send>) -> Result<Option<(Packing, Digest, u64)>> {
         let mut head = Vec::with_capacity(DETECT_BYTES);
         (&mut blob)
@@ -301,8 +301,8 @@ impl Inflater {
             Packing::NONE => own_error_or(Error::Read)(error),
             packing => own_error_or(|source| Error::Decompress { packing, source })(error),
         };
-        // Smaller than a chunk: what is not compressed is then read straight into it, without a
-        // copy between.
+        // Smaller than a chunk: uncompressed data is then read straight into the chunk, without a
+        // copy.
         let blob = BufReader::with_capacity(CHUNK_BYTES / 2, blob);
         let mut decoder = Decoder::new(packing, blob).map_err(failed)?;
         let mut tar_bytes = 0u64;
@@ -340,8 +340,8 @@ impl Inflater {
             }
         }
         let mut blob = decoder.into_inner();
-        // A decoder may stop before the blob does (it read the last frame's end); whatever follows
-        // belongs to the blob's digest.
+        // A decoder may stop before the blob ends (it has read the last frame's end); whatever
+        // follows belongs to the blob's digest.
         io::copy(&mut blob, &mut io::sink()).map_err(failed)?;
         let blob = blob.into_inner();
         let digest = blob.hasher.unwrap_or_default().finish();
@@ -363,8 +363,8 @@ fn fill(reader: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Takes this room's own error out of an `io::Error` that only carried it, or wraps the error as
-/// told.
+/// Extracts this crate's own error from an `io::Error` that only carried it, or wraps the error
+/// with `wrap`.
 pub(crate) fn own_error_or(
     wrap: impl FnOnce(io::Error) -> Error,
 ) -> impl FnOnce(io::Error) -> Error {
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_reader_keep_their_own_name() {
+    fn errors_of_the_reader_keep_their_type() {
         let short = crate::hash::VerifyRead::new(&b"abc"[..], "blob", Digest::of(b"abcd"), Some(4));
         let error = LayerStream::open(Box::new(short), &Limits::default(), &Cancel::new())
             .unwrap()

@@ -1,10 +1,9 @@
-//! What Docker and containers/storage keep of a layer's tar beside its tree (`tar-split`): with
-//! both the tar comes back byte for byte.
+//! What Docker and containers/storage keep of a layer's tar next to its tree (`tar-split`):
+//! together they reproduce the tar byte for byte.
 //!
-//! The form is that of github.com/vbatts/tar-split: JSON lines in gzip. Stretches of the tar as
-//! they are (headers, padding) stand in turn with one line for each entry, whose content is left
-//! out and named. [`split()`] writes it, for containers/storage; `Joined` reads it, out of Docker's
-//! data root.
+//! The format is that of github.com/vbatts/tar-split: JSON lines in gzip. Raw stretches of the tar
+//! (headers, padding) alternate with one line for each entry, whose content is left out and named.
+//! [`split()`] writes it, for containers/storage; `Joined` reads it, from Docker's data root.
 
 mod join;
 mod split;

@@ -1,14 +1,15 @@
-//! Writing a new layer's tar: one canonical form, so the same changes give the same bytes.
+//! Writes a new layer's tar: one canonical form, so the same changes give the same bytes.
 //!
-//! ustar headers, with a PAX header in front where ustar has no room: long names, nanoseconds and
+//! ustar headers, preceded by a PAX header for what ustar can't hold: long names, nanoseconds and
 //! times before 1970, ids above 2,097,151, files of 8 GiB and more, extended attributes
-//! (`SCHILY.xattr.`). No user or group names, no times but the modification's. Sparse files are
-//! written in full: every reader agrees about plain data, while sparse forms differ in age and
-//! quirks; compression makes up for it. What dockerd, podman, skopeo, umoci and GNU tar read.
+//! (`SCHILY.xattr.`). No user or group names, and no times but the modification time. Sparse files
+//! are written in full: every reader agrees about plain data, while sparse formats differ in age
+//! and quirks; compression makes up for it. dockerd, podman, skopeo, umoci and GNU tar read the
+//! result.
 //!
 //! Invariant, checked: entries come in order of their paths, component by component, so a directory
-//! precedes what is in it and nothing comes twice. It knows nothing of trees; the caller says what
-//! changed.
+//! precedes what is in it and nothing comes twice. The writer knows nothing of trees; the caller
+//! says what changed.
 
 use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
@@ -23,10 +24,10 @@ use crate::error::{Error, Result};
 use crate::tar::header::{Block, field, new_ustar, padding, seal};
 use crate::tar::pax::escaped;
 
-/// What an entry is, with what only that kind has.
+/// The type of an entry, with what only that type has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TarKind {
-    /// A regular file with so many bytes of content.
+    /// A regular file with this many bytes of content.
     File {
         /// Its size, holes included.
         size_bytes: u64,
@@ -38,7 +39,7 @@ pub enum TarKind {
         /// Its text.
         target: OsString,
     },
-    /// A further name of an entry written before.
+    /// Another name of an entry written before.
     HardLink {
         /// That entry's path.
         target: PathBuf,
@@ -66,7 +67,7 @@ pub enum TarKind {
 pub struct TarEntry {
     /// Its path in the tree: relative, without `.` and `..`. Not empty.
     pub path: PathBuf,
-    /// What it is.
+    /// Its type.
     pub kind: TarKind,
     /// The twelve permission bits.
     pub mode: u32,
@@ -90,7 +91,7 @@ pub struct LayerWriter<W: Write> {
     layer: bool,
 }
 
-/// What ustar's fields hold at most.
+/// The maximum in ustar's fields.
 const MAX_ID: u64 = 0o777_7777;
 const MAX_SIZE: u64 = 0o77_777_777_777;
 const MAX_TIME: i64 = 0o77_777_777_777;
@@ -108,8 +109,8 @@ impl<W: Write> LayerWriter<W> {
         }
     }
 
-    /// Starts a tar in `out` that is no layer: names and devices that mean deletions in one are
-    /// only that.
+    /// Starts a tar in `out` that is not a layer: names and devices that mean deletions in a layer
+    /// have no special meaning.
     pub fn of_files(out: W) -> Self {
         Self {
             layer: false,
@@ -122,11 +123,11 @@ impl<W: Write> LayerWriter<W> {
         self.entries
     }
 
-    /// Writes `entry`; `data` gives a regular file's content, of which exactly `size_bytes` are
-    /// taken.
+    /// Writes `entry`; `data` returns a regular file's content, of which exactly `size_bytes` are
+    /// read.
     ///
-    /// Errors: `BadEntry` for names that a layer can't hold (`.wh.` is taken, `..`), entries out of
-    /// order, content that ends early, device 0:0; `Write`, `Read`.
+    /// Errors: `BadEntry` for names that a layer can't hold (`.wh.` is reserved, `..`), entries out
+    /// of order, content that ends early, device 0:0; `Write`, `Read`.
     pub fn append(&mut self, entry: &TarEntry, data: &mut dyn Read) -> Result<()> {
         let components = components(&entry.path)?;
         if self.layer
@@ -148,15 +149,15 @@ impl<W: Write> LayerWriter<W> {
         Ok(())
     }
 
-    /// Writes that `path` of the layers below is gone.
+    /// Writes that `path` of the layers below is deleted.
     ///
-    /// Errors as [`LayerWriter::append`]; also for names that no whiteout can spell.
+    /// Errors like [`LayerWriter::append`]; also for names that no whiteout can have.
     pub fn whiteout(&mut self, path: &Path) -> Result<()> {
         let components = components(path)?;
         let marker = components
             .last()
             .and_then(|name| wh::whiteout(name))
-            .ok_or_else(|| bad(path, "no whiteout can be called that"))?;
+            .ok_or_else(|| bad(path, "a whiteout can't have that name"))?;
         self.in_order(path, components)?;
         self.marker(path.with_file_name(marker))
     }
@@ -165,7 +166,7 @@ impl<W: Write> LayerWriter<W> {
     /// written.
     pub fn opaque(&mut self, path: &Path) -> Result<()> {
         if self.last.as_deref() != Some(&components(path)?) {
-            return Err(bad(path, "an opaque mark follows its directory"));
+            return Err(bad(path, "an opaque mark must follow its directory"));
         }
         self.marker(path.join(wh::OPAQUE))
     }
@@ -305,7 +306,7 @@ impl<W: Write> LayerWriter<W> {
 
     fn extended(&mut self, path: &Path, records: &[u8]) -> Result<()> {
         let mut header = new_ustar();
-        // What an old reader would extract it as; never more than a hint.
+        // The path as which an old reader would extract it; never more than a hint.
         let base = path.file_name().unwrap_or_default().as_bytes();
         let name = [b"PaxHeaders.0/", &base[..base.len().min(NAME_BYTES - 13)]].concat();
         header[..name.len()].copy_from_slice(&name);
@@ -333,23 +334,23 @@ fn components(path: &Path) -> Result<Vec<OsString>> {
     for component in path.components() {
         match component {
             Component::Normal(part) if !part.as_bytes().contains(&0) => parts.push(part.to_owned()),
-            _ => return Err(bad(path, "it is no plain relative path")),
+            _ => return Err(bad(path, "it is not a plain relative path")),
         }
     }
-    // `components` forgives what a tar would spell out.
+    // `components` ignores what a tar would spell out.
     let spelled = parts
         .iter()
         .map(|part| part.as_bytes())
         .collect::<Vec<_>>()
         .join(&b'/');
     if parts.is_empty() || OsStr::from_bytes(&spelled) != path.as_os_str() {
-        return Err(bad(path, "it is no plain relative path"));
+        return Err(bad(path, "it is not a plain relative path"));
     }
     Ok(parts)
 }
 
-/// Puts `value` into a field, or, if it is too long, into a record. Returns true if the record is
-/// no UTF-8.
+/// Puts `value` into a field or, if it is too long, into a record. Returns true if the record is
+/// not UTF-8.
 fn text(field: &mut [u8], value: &[u8], key: &[u8], records: &mut Vec<u8>) -> bool {
     let n = value.len().min(NAME_BYTES);
     field[..n].copy_from_slice(&value[..n]);
@@ -370,7 +371,7 @@ fn id(field: &mut [u8], id: u32, key: &[u8], records: &mut Vec<u8>) {
     }
 }
 
-/// Writes as many octal digits as fit, and a NUL. The caller has seen to it that the value fits.
+/// Writes as many octal digits as fit, and a NUL. The caller has checked that the value fits.
 fn octal(field: &mut [u8], value: u64) {
     let (last, digits) = field.split_last_mut().expect("fields are not empty");
     *last = 0;

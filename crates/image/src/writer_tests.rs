@@ -1,4 +1,4 @@
-//! What the writer writes, its own reader reads; and what no layer can hold is refused.
+//! The reader reads what the writer writes, and what no layer can hold is refused.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ fn written(write: impl FnOnce(&mut LayerWriter<Vec<u8>>) -> Result<()>) -> Resul
 }
 
 #[test]
-fn what_ustar_can_say_needs_no_extended_header() {
+fn what_fits_in_ustar_needs_no_extended_header() {
     let tar = written(|w| {
         w.append(&entry("d", TarKind::Directory), &mut &b""[..])?;
         w.append(
@@ -139,7 +139,7 @@ fn deletions_are_spelled_as_the_image_specification_does() {
 }
 
 #[test]
-fn the_impossible_is_refused() {
+fn entries_that_no_layer_can_hold_are_refused() {
     let none = &mut &b""[..];
     for path in [
         "",

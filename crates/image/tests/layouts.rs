@@ -1,4 +1,4 @@
-//! OCI layouts and archives as others write them, and as somebody with bad intentions might.
+//! OCI layouts and archives as others write them, and as an attacker might.
 
 mod support;
 
@@ -80,7 +80,7 @@ fn two_platforms(scratch: &Scratch) -> (PathBuf, OutImage, OutImage) {
 }
 
 #[test]
-fn the_wanted_platform_is_taken_out_of_an_index() {
+fn the_wanted_platform_is_chosen_from_an_index() {
     let scratch = Scratch::new();
     let (layout, amd64, arm64) = two_platforms(&scratch);
     for (wanted, expect) in [
@@ -104,10 +104,10 @@ fn the_wanted_platform_is_taken_out_of_an_index() {
 }
 
 #[test]
-fn an_archive_of_one_platform_of_many_gives_that_one() {
+fn an_archive_with_one_of_many_platforms_gives_that_one() {
     let scratch = Scratch::new();
     let (layout, amd64, arm64) = two_platforms(&scratch);
-    // Docker saves one platform and leaves the index as it was.
+    // Docker saves one platform and leaves the index unchanged.
     let gone = OciLayout::from_directory(&layout, &platform("linux/arm64")).unwrap();
     let manifest = gone.images()[0].manifest.clone().unwrap();
     for digest in [manifest.digest, arm64.config.id] {
@@ -130,7 +130,7 @@ fn several_images_and_names_share_a_layout() {
         let layout = scratch.join(format!("layout-{compression}"));
         sink::oci_layout::write_directory(&[first.clone(), second.clone()], &layers, &layout, &how)
             .unwrap();
-        // Writing into a layout that is there keeps what it has.
+        // Writing into an existing layout keeps its content.
         let (third, third_layers) = random_image(&mut rng, "d:1", &[800]);
         sink::oci_layout::write_directory(&[third], &third_layers, &layout, &how).unwrap();
         let source = OciLayout::from_directory(&layout, &Platform::host()).unwrap();
@@ -196,14 +196,14 @@ fn compressed_archives_are_read_through_one_copy() {
         let source = open_archive(file, "x".to_owned(), &Platform::host()).unwrap();
         let (found, _) = take(source.as_ref());
         assert_eq!(found.config.id, image.config.id, "{compression}");
-        // Both faces of the archive were read: the layout's manifest, docker-archive's name.
+        // Both parts of the archive were read: the layout's manifest, docker-archive's name.
         assert!(found.manifest.is_some());
         assert_eq!(found.names, [reference("a:1")]);
     }
 }
 
 #[test]
-fn a_layout_that_lies_is_refused() {
+fn a_forged_layout_is_refused() {
     let scratch = Scratch::new();
     let mut rng = Rng::for_test("lies");
     let (image, layers) = random_image(&mut rng, "a:1", &[3000]);
@@ -256,7 +256,7 @@ fn a_layout_that_lies_is_refused() {
     assert!(open().is_err());
     std::fs::remove_file(layout.join("index.json")).unwrap();
     assert!(matches!(open(), Err(SourceError::Missing { .. })));
-    // A pipe in place of a file is not waited for.
+    // A pipe in place of a file doesn't block.
     rustix::fs::mknodat(
         rustix::fs::CWD,
         layout.join("index.json"),
@@ -274,10 +274,10 @@ fn a_layout_that_lies_is_refused() {
     assert!(open().is_err());
 }
 
-/// Digests vouch for the bytes; sizes and kinds that are wrong, or that nobody knows, load as they
-/// do with Podman and containerd.
+/// Digests protect the bytes. Wrong or unknown sizes and media types load as with Podman and
+/// containerd.
 #[test]
-fn what_a_layout_says_about_sizes_and_kinds_decides_nothing() {
+fn sizes_and_media_types_in_a_layout_decide_nothing() {
     let scratch = Scratch::new();
     let mut rng = Rng::for_test("sizes");
     let (image, layers) = random_image(&mut rng, "x/y:1", &[3000, 0]);
@@ -322,8 +322,7 @@ fn what_a_layout_says_about_sizes_and_kinds_decides_nothing() {
         let source = OciLayout::from_directory(&layout, &Platform::host()).unwrap();
         let (taken, layers) = take(&source);
         assert_eq!(taken.config.raw, image.config.raw, "{what}");
-        // And it goes out as it came, byte for byte, unless nobody knows how the layer was
-        // compressed.
+        // And it is written as it came, byte for byte, unless its compression is not stated.
         let saved = scratch.join(format!("saved-{at}"));
         let out = sink::oci_layout::write_directory(&[taken], &layers, &saved, &how).unwrap();
         if place != "/layers/0/mediaType" {

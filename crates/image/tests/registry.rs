@@ -71,7 +71,7 @@ fn same_image(source: &dyn ImageSource, image: &OutImage) {
 }
 
 #[test]
-fn images_go_to_a_registry_and_come_back_and_skopeo_reads_them() {
+fn pushed_images_can_be_pulled_and_read_by_skopeo() {
     if !available(&["docker-registry", "skopeo"]) {
         return;
     }
@@ -93,7 +93,8 @@ fn images_go_to_a_registry_and_come_back_and_skopeo_reads_them() {
     let by_digest = format!("{}/some/image@{}", registry.host(), manifest.digest);
     same_image(&open(&by_digest, &quick()).unwrap(), &image);
 
-    // What is there is not sent again; with the manifest known, it isn't even compressed again.
+    // What the registry has is not sent again; with the manifest known, it isn't even compressed
+    // again.
     let known = OutImage {
         manifest: Some(manifest),
         ..image.clone()
@@ -104,7 +105,8 @@ fn images_go_to_a_registry_and_come_back_and_skopeo_reads_them() {
         (0, 3)
     );
 
-    // Another repository of the same registry mounts the blobs of one that the image has a name in.
+    // In another repository of the same registry, blobs are mounted from one in which the image has
+    // a name.
     let other = format!("{}/other/image:1", registry.host());
     assert_eq!(
         push_to(&home, &known, &support::Layers::default(), &other, &quick()).unwrap(),
@@ -153,7 +155,7 @@ fn images_go_to_a_registry_and_come_back_and_skopeo_reads_them() {
 }
 
 #[test]
-fn a_broken_transfer_goes_on_where_it_stopped() {
+fn a_broken_transfer_continues_where_it_stopped() {
     if !available(&["docker-registry"]) {
         return;
     }
@@ -226,7 +228,7 @@ fn a_push_is_tried_again_when_the_connection_breaks() {
     let registry = Registry::start(&home, "registry", Access::Open).unwrap();
     let mut rng = Rng::for_test("push");
     let (image, layers) = random_image(&mut rng, "x/y", &[1_000_000, 50_000]);
-    // Towards the client there is little to carry: the first answers already break.
+    // Little is sent to the client: the first responses already break.
     let proxy = CuttingProxy::start(&registry.host(), 2, 600).unwrap();
     let mut options = quick();
     let host = HostOptions {
@@ -460,7 +462,7 @@ fn mirrors_are_asked_first_and_may_fail() {
         "registry.invalid/x/y:latest"
     );
 
-    // What the mirror lacks, the registry itself is asked for, and the error names it.
+    // The registry itself is asked for what the mirror lacks, and the error names it.
     let error = open("registry.invalid/x/none", &options)
         .map(drop)
         .unwrap_err();
@@ -468,7 +470,7 @@ fn mirrors_are_asked_first_and_may_fail() {
 }
 
 #[test]
-fn what_is_not_there_is_said_plainly() {
+fn missing_images_are_reported_plainly() {
     if !available(&["docker-registry"]) {
         return;
     }
@@ -516,7 +518,7 @@ fn stopping_ends_a_transfer_at_once() {
     });
     std::thread::sleep(Duration::from_millis(300));
     cancel.cancel();
-    // Waiting for the silent server would end too, some day, and otherwise.
+    // Waiting for the silent server would end too, but later and with another error.
     let outcome = waiting.join().unwrap();
     assert!(
         matches!(outcome, Err(SourceError::Registry(RegistryError::Stopped))),

@@ -1,5 +1,5 @@
-//! A layer applied beside a tree that has the same files already: blocks are shared where the file
-//! system can, and the archive alone says what is in them.
+//! A layer applied next to a tree that has the same files already: blocks are shared where the file
+//! system can, and the content comes from the archive alone.
 
 use std::fs;
 use std::io::Cursor;
@@ -15,7 +15,7 @@ use vellum_image::{
 use vellum_sys::{Dir, Timespec};
 use vellum_testkit::{FsKind, Rng, Scratch, is_root, untested};
 
-/// Large enough that a file system's own changes are small beside it.
+/// Large enough that a file system's own changes are small in comparison.
 const LARGE: usize = 24 << 20;
 
 fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -55,7 +55,7 @@ fn applied(tar: &[u8], tree: &Path, donor: Option<&Path>) {
     assert!(again == tar, "the layer comes back changed");
 }
 
-/// What is free on the file system of `at`, in bytes, once everything is written.
+/// The free bytes on the file system of `at`, once everything is written.
 fn free(at: &Path) -> u64 {
     rustix::fs::syncfs(fs::File::open(at).unwrap()).unwrap();
     let found = rustix::fs::statvfs(at).unwrap();
@@ -99,14 +99,14 @@ fn equal_files_share_their_blocks_where_the_file_system_can() {
             FsKind::Tmpfs => assert!(taken >= LARGE as u64, "{taken} bytes"),
             _ => assert!(taken < LARGE as u64 / 4, "{kind:?}: {taken} bytes"),
         }
-        // Each has its own from the first write on.
+        // From the first write on, each has its own.
         fs::write(donor.join("large"), "changed").unwrap();
         assert!(fs::read(at.join("tree/large")).unwrap() == large);
     }
 }
 
 #[test]
-fn a_donor_that_lies_gives_nothing_but_its_blocks() {
+fn a_wrong_donor_gives_nothing_but_its_blocks() {
     let scratch = Scratch::new();
     let at = match is_root() {
         true => scratch.file_system("fs", FsKind::Xfs, 300).ok(),

@@ -25,7 +25,7 @@ pub(crate) fn tree_of_image(ctx: &Context, image: &ImageRecord) -> Result<TreePa
 pub(crate) fn empty_base(ctx: &Context, lease: &LeaseId) -> Result<SnapshotKey> {
     let store = ctx.store()?;
     let key = SnapshotKey::from(EMPTY_BASE);
-    if store.hold(lease, &vellum_store::Held::Snapshot(key.clone()))? {
+    if store.hold(lease, &vellum_store::LeaseResource::Snapshot(key.clone()))? {
         return Ok(key);
     }
     // It is only ever shown under an overlay, whatever the store's driver is.

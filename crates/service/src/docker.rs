@@ -19,7 +19,7 @@ use std::sync::RwLock;
 use serde::{Deserialize, Serialize};
 use vellum_format::IdRun;
 use vellum_store::{
-    Commit, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey, Store,
+    Commit, Info, Keep, Labels, PrepareOptions, Shape, SnapshotKey, SnapshotKind, Store,
     StoreError, Sweep, TreeParts,
 };
 use vellum_sys::lock::Lock;

@@ -4,7 +4,7 @@
 //! clients send zero times with an update.
 
 use vellum_service::containerd::snapshots::{MountEntry, NewSnapshot};
-use vellum_store::{Info, Kind, LabelChange, Labels};
+use vellum_store::{Info, LabelChange, Labels, SnapshotKind};
 
 use crate::api::services::snapshots::v1 as wire;
 use crate::api::types::Mount;
@@ -55,9 +55,9 @@ pub fn info(info: Info) -> wire::Info {
             .map(|parent| parent.to_text())
             .unwrap_or_default(),
         kind: match info.kind {
-            Kind::View => wire::Kind::View,
-            Kind::Active => wire::Kind::Active,
-            Kind::Committed => wire::Kind::Committed,
+            SnapshotKind::View => wire::Kind::View,
+            SnapshotKind::Active => wire::Kind::Active,
+            SnapshotKind::Committed => wire::Kind::Committed,
         } as i32,
         created_at: Some(time(info.created)),
         updated_at: Some(time(info.updated)),

@@ -1,4 +1,4 @@
-//! What the calls on snapshots cost: medians and the slow end, alone and with many processes at
+//! What the calls on snapshots cost: medians and the slow end, for one process and for many at
 //! once.
 //!
 //! `cargo run --release -p vellum-store --example snapshot-costs [DIRECTORY] [ROUNDS] [PROCESSES]`

@@ -1,13 +1,13 @@
-//! Comparing records with what is on disk, and putting right what is only derived.
+//! Compares the records with what is on disk, and repairs what can be derived from them.
 //!
-//! `check` reads every record and looks for its tree, its record file, its blobs. What can be
-//! computed from the database (short names, lists of lowers, record files) is healed on request;
-//! what holds data is only reported. `rebuild.rs` goes the other way, for a database that is lost:
-//! it reads the record files.
+//! `check` reads every record and looks for its tree, its record file and its blobs. What can be
+//! computed from the database (short names, lists of lowers, record files) is repaired on request;
+//! what holds data is only reported. `rebuild.rs` goes the other way, for a lost database: it reads
+//! the record files.
 //!
-//! Others may be at work meanwhile, and what they are in the middle of differs for a moment. So
-//! whatever looks wrong is looked at again, in the turn of whoever might be changing it (`turn.rs`)
-//! and against the database as it is by then, before it is reported or healed.
+//! Other commands may run at the same time, and what they are changing differs for a moment. So
+//! whatever looks wrong is looked at again before it is reported or repaired: with its record file
+//! locked (`record_lock.rs`), and against the database as it is by then.
 
 use std::{collections::HashSet, path::Path};
 
@@ -19,19 +19,20 @@ use crate::{
     content,
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError},
-    generation, hands, layout, records,
+    generation, hands, layout,
+    record_lock::RecordLock,
+    records,
     rows::{self, snapshots::SnapshotRow},
     sidecar::{ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
     snapshots::Sweep,
     store::Store,
-    turn::Turn,
 };
 
 /// How thoroughly to check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// Put right what is derived from the database.
+    /// Repair what is derived from the database.
     pub heal: bool,
     /// Read every blob and recipe, and compare their digests.
     pub deep: bool,
@@ -50,10 +51,10 @@ pub(crate) fn finding(
 }
 
 impl Store {
-    /// Compares every record with what is on disk. Returns what is wrong; empty: all is well.
+    /// Compares every record with what is on disk. Returns what is wrong: nothing if all is well.
     ///
-    /// Runs beside other commands; what they change or remove meanwhile is not reported, and not
-    /// undone. Errors: `Database`, `Io`.
+    /// Runs alongside other commands. What they change or remove during the check is neither
+    /// reported nor undone. Errors: `Database`, `Io`.
     pub fn check(&self, options: CheckOptions) -> Result<Vec<Finding>> {
         if options.heal {
             self.inner.database.refuse_if_rolled_back()?;
@@ -61,11 +62,11 @@ impl Store {
         let mut found = hands::check(self.layout(), options.heal)?;
         found.extend(self.check_database()?);
         if hands::own(self.layout()).is_err() {
-            // What else differs, differs for that; and some of it could not be looked at.
+            // Other differences follow from this one, and some things could not be looked at.
             return Ok(found);
         }
         if let Some(why) = self.look_for_rollback()? {
-            // What else differs, differs for that.
+            // Other differences follow from this one.
             found.push(finding(
                 self.layout().database().display(),
                 format!("has gone back in time: {why}"),
@@ -75,7 +76,9 @@ impl Store {
         }
         let parents = self.read(rows::snapshots::parents)?;
         found.extend(parents.errors().map(|error| {
-            let why = format!("{error}; `vellum check --rebuild` makes the database anew from the records beside the trees");
+            let why = format!(
+                "{error}; `vellum check --rebuild` makes a new database from the record files"
+            );
             finding("the database", why, false)
         }));
         let mut after: Option<SnapshotKey> = None;
@@ -84,7 +87,7 @@ impl Store {
                 rows::snapshots::page(tx, after.as_ref(), 64)?
                     .into_iter()
                     .map(|row| {
-                        // What stands on something that can't be told was told of above.
+                        // A snapshot whose parents can't be determined was reported above.
                         let below = match parents.is_broken(row.id) {
                             true => None,
                             false => rows::snapshots::ancestors(tx, row.id).map(Some)?,
@@ -99,19 +102,22 @@ impl Store {
                 let Some(below) = below else { continue };
                 if !self.check_tree(&row, &below, false)?.is_empty() {
                     let tree = self.layout().tree(row.driver(), &row.record.tree);
-                    found.extend(told(&tree, self.check_tree_again(&row, options.heal))?);
+                    found.extend(or_finding(
+                        &tree,
+                        self.check_tree_again(&row, options.heal),
+                    )?);
                 }
             }
         }
         self.check_sidecars(options.heal, &mut found)?;
         self.check_files(options, &mut found)?;
-        // What many things met is told once.
+        // One cause that affects many things is reported once.
         let mut told = HashSet::new();
         found.retain(|finding| told.insert((finding.what.clone(), finding.why.clone())));
         Ok(found)
     }
 
-    /// Has SQLite look whether the database contradicts itself.
+    /// Has SQLite check the database for contradictions.
     pub(crate) fn check_database(&self) -> Result<Vec<Finding>> {
         self.read(|tx| {
             let mut found = Vec::new();
@@ -140,16 +146,19 @@ impl Store {
         let driver = driver::driver(row.driver());
         let tree = self.layout().tree(row.driver(), &row.record.tree);
         let looked = driver.check(self.layout(), &row.tree_ref(), parents, heal);
-        let mut found = told(&tree, looked)?;
-        found.extend(told(&tree, hands::check_inner(self.layout(), &tree, heal))?);
-        found.extend(told(&tree, self.check_record(row, heal))?);
+        let mut found = or_finding(&tree, looked)?;
+        found.extend(or_finding(
+            &tree,
+            hands::check_inner(self.layout(), &tree, heal),
+        )?);
+        found.extend(or_finding(&tree, self.check_record(row, heal))?);
         Ok(found)
     }
 
-    /// The same while nobody changes the tree's record, and by what the database says then. A tree
-    /// that is removed is none of ours.
+    /// The same with the tree's record locked, against what the database says then. A tree that was
+    /// removed is not reported.
     fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
-        let _turn = Turn::at_tree(self, &seen.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &seen.record.tree)?;
         let same = |tx: &Transaction<'_>| {
             let row = rows::snapshots::find_id(tx, seen.id)?;
             Ok(row.filter(|row| row.record.tree == seen.record.tree))
@@ -169,7 +178,7 @@ impl Store {
             return Ok(found);
         }
         if heal {
-            // What was put back of it after it went.
+            // Removes what the repair put back after the tree was removed.
             self.discard_or_leave(&row.record, Sweep::Later);
         }
         Ok(Vec::new())
@@ -201,7 +210,7 @@ impl Store {
                     .map(ImageFile::from))
             };
             let file = ImageFile::from(&image);
-            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
+            found.extend(or_finding(&records, self.check_sidecar(&file, now, heal))?);
         }
         for container in self.containers()? {
             let now = || {
@@ -209,13 +218,13 @@ impl Store {
                 Ok(container.as_ref().map(ContainerFile::from))
             };
             let file = ContainerFile::from(&container);
-            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
+            found.extend(or_finding(&records, self.check_sidecar(&file, now, heal))?);
         }
         Ok(())
     }
 
     /// Compares a record file with what the database said, and before anything is done about it
-    /// with what it says `now`.
+    /// with what the database says `now`.
     fn check_sidecar<T: Sidecar>(
         &self,
         seen: &T,
@@ -226,7 +235,7 @@ impl Store {
         if records::differs(&path, seen).is_none() {
             return Ok(None);
         }
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let Some(expect) = now()? else {
             return Ok(None);
         };
@@ -244,8 +253,8 @@ impl Store {
         Ok(Some(finding(path.display(), why, heal)))
     }
 
-    /// Tells whether a record file is known to be behind, for want of room, say: the next command
-    /// that can puts it right.
+    /// Returns whether a record file is known to be out of date, for lack of space for example: the
+    /// next command that can will rewrite it.
     fn is_due(&self, path: &Path) -> Result<bool> {
         let due = self.read(rows::due::all)?;
         Ok(due
@@ -281,10 +290,10 @@ impl Store {
         }
         for volume in self.volumes()? {
             let look = || {
-                let mut wrong = told(&volume.path, Finding::unless_there(&volume.path))?;
+                let mut wrong = or_finding(&volume.path, Finding::unless_there(&volume.path))?;
                 if let Some(own) = volume.path.parent() {
                     let exposed = hands::check_inner(self.layout(), own, options.heal);
-                    wrong.extend(told(own, exposed)?);
+                    wrong.extend(or_finding(own, exposed)?);
                 }
                 Ok((!wrong.is_empty()).then_some(wrong))
             };
@@ -295,11 +304,11 @@ impl Store {
     }
 }
 
-/// What can be done about a recipe.
+/// How to repair a recipe.
 const RECIPE_REMEDY: &str =
-    "load or pull its image again, which puts it right; until then the layer can't be saved";
+    "load or pull its image again to repair it; until then the layer can't be saved";
 
-/// Says what is wrong with a file by its length, if anything is.
+/// Says what is wrong with a file's length, if anything is.
 fn wrong_size(path: &Path, size_bytes: u64, remedy: &str) -> Option<String> {
     match plain::stat(path) {
         Err(e) => Some(with_causes(&layout::damaged(e))),
@@ -316,10 +325,10 @@ fn wrong_size(path: &Path, size_bytes: u64, remedy: &str) -> Option<String> {
     }
 }
 
-/// What can be done about a blob.
+/// How to repair a blob.
 const BLOB_REMEDY: &str = "load or pull its image again";
 
-/// Says what is wrong with a file by its length and, if one is given, its digest.
+/// Says what is wrong with a file's length and, if a digest is given, its digest.
 fn wrong_file(
     path: &Path,
     digest: Option<&Digest>,
@@ -340,8 +349,11 @@ fn wrong_file(
     })
 }
 
-/// Makes findings of what kept one thing from being looked at, so that the rest is looked at, too.
-fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Result<Vec<Finding>> {
+/// Turns an error about one thing into a finding, so that the rest is still looked at.
+fn or_finding(
+    path: &Path,
+    looked: Result<impl IntoIterator<Item = Finding>>,
+) -> Result<Vec<Finding>> {
     match looked {
         Ok(found) => Ok(found.into_iter().collect()),
         Err(StoreError::Damaged { what, why }) => Ok(vec![finding(what, why, false)]),
@@ -352,8 +364,8 @@ fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Resul
     }
 }
 
-/// Returns what is wrong with a file of the store that never changes, unless its record went
-/// meanwhile, or went and came back.
+/// Returns what is wrong with a file of the store that never changes, unless its record was removed
+/// during the check, or removed and added again.
 fn lasting<T>(
     look: impl Fn() -> Result<Option<T>>,
     known: impl Fn() -> Result<bool>,
@@ -367,7 +379,7 @@ fn lasting<T>(
     }
 }
 
-/// Returns digest and length of a file; `None` if there is none.
+/// Returns the digest and length of a file; `None` if there is none.
 pub(crate) fn hash_file(path: &Path) -> Result<Option<(Digest, u64)>> {
     match layout::open(path)? {
         Some(mut file) => content::hash(&mut file).map(Some).on("read", path),

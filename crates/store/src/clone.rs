@@ -1,9 +1,9 @@
-//! Making one tree out of another, for the drivers that keep whole trees: copies, hard links, and
-//! an upper laid on.
+//! Makes one tree out of another, for the drivers that keep whole trees: by copying, by hard links,
+//! and by merging an upper into it.
 //!
-//! Attributes travel whole: owner, mode, times, every extended attribute, holes, hard-link groups.
-//! Whatever can't be carried over is an error, never a gap. Source and target are the store's own
-//! trees and nobody changes them meanwhile.
+//! Attributes are copied completely: owner, mode, times, every extended attribute, holes, hard-link
+//! groups. What can't be copied is an error, never a gap. Source and target are the store's own
+//! trees, and nothing else changes them at the time.
 
 use std::{
     collections::HashMap,
@@ -27,8 +27,8 @@ use crate::{
 pub(crate) enum Files {
     /// Each is copied, sharing blocks where the file system can.
     Copy,
-    /// Each is a further name of the same inode; copied where the inode has all the names it can
-    /// have.
+    /// Each becomes another name of the same inode, or a copy once the inode has as many names as
+    /// it can have.
     Link,
 }
 
@@ -42,22 +42,22 @@ struct Cloner {
     groups: HashMap<(u64, u64), PathBuf>,
     /// The source's root.
     top: Stat,
-    /// The marks of an upper that is being laid on; `None`: everything is content.
+    /// The marks of an upper that is being merged; `None`: everything is content.
     marks: Option<Prefix>,
 }
 
-/// Makes `target`, an existing empty directory, a tree like the one at `source`, root attributes
-/// included.
+/// Makes `target`, an existing empty directory, a copy of the tree at `source`, including the
+/// root's attributes.
 pub(crate) fn clone_tree(source: &Path, target: &Path, files: Files) -> Result<()> {
     run(source, target, files, None)
 }
 
-/// Lays the upper at `source` on the tree at `target`: whiteouts delete, opaque directories
+/// Merges the upper at `source` into the tree at `target`: whiteouts delete, opaque directories
 /// replace, files are linked.
 ///
 /// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack
 /// can show.
-pub(crate) fn lay_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
+pub(crate) fn merge_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
     run(source, target, Files::Link, Some(prefix))
 }
 
@@ -75,10 +75,10 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
         marks,
     };
     walk::walk(source.dup()?, &mut cloner)?;
-    cloner.dress(&source, &root, &cloner.target_root)
+    cloner.copy_dir_attributes(&source, &root, &cloner.target_root)
 }
 
-/// Gives `dir` the owner, mode, last change and xattrs that `model` has, marks aside.
+/// Gives `dir` the owner, mode, mtime and xattrs of `model`, except marks.
 pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
     let is_mark = |name: &OsStr| Prefix::ALL.iter().any(|prefix| prefix.is_control(name));
     let xattrs = xattrs(model, |name| !is_mark(name))?;
@@ -101,15 +101,15 @@ impl Cloner {
         self.marks.is_some_and(|prefix| prefix.is_control(name))
     }
 
-    /// Gives a directory whose entries are all there what the source has.
-    fn dress(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
+    /// Copies the source's attributes to a directory whose entries are complete.
+    fn copy_dir_attributes(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
         vellum_sys::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
         Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 
-    /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory
+    /// Removes what is called `name` in the target, if it can't stay. Returns true if a directory
     /// stays.
-    fn make_room(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
+    fn clear_name(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
         if self.marks.is_none() {
             return Ok(false);
         }
@@ -124,7 +124,7 @@ impl Cloner {
     }
 
     fn enter_dir(&mut self, name: &OsStr, opaque: bool) -> Result<()> {
-        let stays = self.make_room(name, !opaque)?;
+        let stays = self.clear_name(name, !opaque)?;
         if !stays {
             self.target.here().mkdir(name, 0o700)?;
         }
@@ -133,7 +133,7 @@ impl Cloner {
     }
 
     fn link_or_copy(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
-        self.make_room(name, false)?;
+        self.clear_name(name, false)?;
         let here = self.target.here();
         if stat.nlink > 1
             && let Some(first) = self.groups.get(&stat.identity())
@@ -183,9 +183,9 @@ impl Cloner {
     }
 }
 
-/// What an upper says of one of its names.
-enum Said {
-    /// There is no such name.
+/// What an upper says about one of its names.
+enum UpperEntry {
+    /// The name is deleted.
     Hidden,
     /// A directory, which replaces the one below if it is opaque.
     Dir { opaque: bool },
@@ -195,13 +195,18 @@ enum Said {
 
 /// Reads the marks on a name; without a prefix everything is content.
 ///
-/// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for one that says nothing
-/// known.
-fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Result<Said> {
+/// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for a mark with an unknown
+/// value.
+fn upper_entry(
+    parent: &Dir,
+    name: &OsStr,
+    stat: &Stat,
+    prefix: Option<Prefix>,
+) -> Result<UpperEntry> {
     let Some(prefix) = prefix else {
         return Ok(match stat.kind {
-            FileKind::Dir => Said::Dir { opaque: false },
-            _ => Said::Other,
+            FileKind::Dir => UpperEntry::Dir { opaque: false },
+            _ => UpperEntry::Other,
         });
     };
     match stat.kind {
@@ -215,27 +220,27 @@ fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Resu
                 why: e.to_string(),
             })?;
             Ok(match opaque {
-                Some(Opaque::Opaque) => Said::Dir { opaque: true },
-                // Whether names in it are hidden by files, each of them says.
-                Some(Opaque::XattrWhiteouts) | None => Said::Dir { opaque: false },
+                Some(Opaque::Opaque) => UpperEntry::Dir { opaque: true },
+                // The files themselves say which names in it they hide.
+                Some(Opaque::XattrWhiteouts) | None => UpperEntry::Dir { opaque: false },
             })
         }
-        FileKind::Char if stat.rdev == WHITEOUT_RDEV => Ok(Said::Hidden),
+        FileKind::Char if stat.rdev == WHITEOUT_RDEV => Ok(UpperEntry::Hidden),
         FileKind::File
             if stat.size_bytes == 0
                 && xattr::get(parent, name, prefix.xattr(Mark::Whiteout))?.is_some() =>
         {
-            Ok(Said::Hidden)
+            Ok(UpperEntry::Hidden)
         }
         FileKind::File => {
             refuse(parent, name, prefix, Mark::Metacopy)?;
-            Ok(Said::Other)
+            Ok(UpperEntry::Other)
         }
         FileKind::Symlink
         | FileKind::Char
         | FileKind::Block
         | FileKind::Fifo
-        | FileKind::Socket => Ok(Said::Other),
+        | FileKind::Socket => Ok(UpperEntry::Other),
     }
 }
 
@@ -254,7 +259,7 @@ fn refuse(parent: &Dir, name: &OsStr, prefix: Prefix, mark: Mark) -> Result<()> 
     })
 }
 
-/// Copies one thing that is no directory.
+/// Copies one thing that is not a directory.
 fn copy_file(
     from: &Dir,
     to: &Dir,
@@ -300,15 +305,15 @@ impl Visitor for Cloner {
                 path_of(parent, name).display()
             )));
         }
-        match said(parent, name, stat, self.marks)? {
-            Said::Dir { opaque } => self.enter_dir(name, opaque).map(|()| true),
-            Said::Hidden => self.make_room(name, false).map(|_| false),
-            Said::Other => self.link_or_copy(parent, name, stat).map(|()| false),
+        match upper_entry(parent, name, stat, self.marks)? {
+            UpperEntry::Dir { opaque } => self.enter_dir(name, opaque).map(|()| true),
+            UpperEntry::Hidden => self.clear_name(name, false).map(|_| false),
+            UpperEntry::Other => self.link_or_copy(parent, name, stat).map(|()| false),
         }
     }
 
     fn leave(&mut self, dir: &Dir, _name: &OsStr, stat: &Stat) -> Result<()> {
-        self.dress(dir, stat, self.target.here())?;
+        self.copy_dir_attributes(dir, stat, self.target.here())?;
         self.path.pop();
         self.target.up()
     }
@@ -389,8 +394,8 @@ mod tests {
         )
         .unwrap();
         layout::set_mode(&a.join("d"), 0o2750).unwrap();
-        // u::rwx, g::r-x, o::r-x for what is made in the root from now on: what is there hasn't it,
-        // and must not get it in the copy.
+        // u::rwx, g::r-x, o::r-x for what is created in the root from now on. What is there already
+        // doesn't have it, and its copy must not get it.
         let acl = [2u32, 7 << 16 | 1, !0, 5 << 16 | 4, !0, 5 << 16 | 32, !0];
         let acl: Vec<u8> = acl.iter().flat_map(|word| word.to_le_bytes()).collect();
         let default_acl = OsStr::new("system.posix_acl_default");
@@ -424,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upper_laid_on_deletes_replaces_and_leaves_the_lower_alone() {
+    fn merging_an_upper_deletes_and_replaces_and_leaves_the_lower_alone() {
         if !vellum_testkit::needs_root("overlay marks") {
             return;
         }
@@ -450,7 +455,7 @@ mod tests {
         dir.mknod("gone", FileKind::Char, 0o600, (0, 0)).unwrap();
         let attr = Prefix::Trusted.xattr(Mark::Opaque);
         xattr::set(&dir, OsStr::new("opq"), attr, b"y", xattr::SetMode::Any).unwrap();
-        // Hidden as where devices can't be made.
+        // A whiteout for where devices can't be created.
         fs::create_dir_all(lower.join("plain/gone/x")).unwrap();
         fs::create_dir(upper.join("plain")).unwrap();
         fs::write(upper.join("plain/gone"), b"").unwrap();
@@ -461,7 +466,7 @@ mod tests {
         xattr::set(&plain, OsStr::new("gone"), hides, b"y", xattr::SetMode::Any).unwrap();
 
         clone_tree(&lower, &root, Files::Link).unwrap();
-        lay_upper(&upper, &root, Prefix::Trusted).unwrap();
+        merge_upper(&upper, &root, Prefix::Trusted).unwrap();
         assert!(!root.join("gone").exists());
         assert!(!root.join("plain/gone").exists() && root.join("plain/empty").exists());
         assert!(!root.join("opq/old").exists() && root.join("opq/new").exists());
@@ -486,12 +491,12 @@ mod tests {
             xattr::SetMode::Any,
         )
         .unwrap();
-        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        let refused = merge_upper(&upper, &root, Prefix::Trusted).unwrap_err();
         assert!(refused.to_string().contains("redirect"), "{refused}");
 
         xattr::remove(&dir, OsStr::new("opq"), redirect).unwrap();
         xattr::set(&dir, OsStr::new("opq"), attr, b"maybe", xattr::SetMode::Any).unwrap();
-        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        let refused = merge_upper(&upper, &root, Prefix::Trusted).unwrap_err();
         assert!(refused.to_string().contains("opaque"), "{refused}");
     }
 }

@@ -12,13 +12,13 @@ use crate::{
     following::{self, Follower},
     generation,
     layout::{Layout, make_dir, sync_dir},
+    record_lock::RecordLock,
     records,
     rows::{self, now_ns, time, volumes::VolumeRow},
     sidecar::{self, ContainerFile},
-    snapshot::{Kind, Labels, SnapshotKey},
+    snapshot::{Labels, SnapshotKey, SnapshotKind},
     snapshots::{PrepareOptions, Sweep},
     store::Store,
-    turn::Turn,
     tx::{self, Staged},
 };
 
@@ -29,13 +29,13 @@ pub struct VolumeRecord {
     pub name: String,
     /// Its data, absolute.
     pub path: PathBuf,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// Its labels.
     pub labels: Labels,
 }
 
-/// Records a container whose snapshot is there already: for rebuilding.
+/// Records a container whose snapshot exists already, for a rebuild.
 pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFile) -> Result<()> {
     let container = NewContainer {
         id: file.id.clone(),
@@ -83,13 +83,13 @@ fn check_volume_name(name: &str) -> Result<()> {
         Ok(())
     } else {
         Err(StoreError::Invalid(format!(
-            "{name:?} can't name a volume: up to 255 letters, digits, `_`, `.`, `-`, beginning with a letter or digit"
+            "{name:?} is not a valid volume name: use up to 255 letters, digits, `_`, `.`, `-`, starting with a letter or digit"
         )))
     }
 }
 
 impl Store {
-    /// Makes a container and its writable snapshot (`key`) in one transaction, and returns both.
+    /// Creates a container and its writable snapshot (`key`) in one transaction, and returns both.
     ///
     /// Durable on return. Errors: `AlreadyExists` (container name or id, or key), `NotFound`
     /// (parent, image, volume).
@@ -109,8 +109,8 @@ impl Store {
             check_new(self.layout(), tx, container)?;
             generation::stamp(tx)
         })?;
-        // Its record file comes before the sync of the tree's, which makes both durable. It is
-        // locked until the row is there.
+        // Its record file is written before the sync of the tree's, which makes both durable. It
+        // stays locked until the row exists.
         let created_ns = now_ns();
         let file = ContainerFile::of_new(container, key, time(created_ns));
         let path = sidecar::path(self.layout(), &file);
@@ -131,7 +131,7 @@ impl Store {
         options: &PrepareOptions,
         created_ns: i64,
     ) -> Result<(ContainerRecord, TreeParts)> {
-        let (placed, parents) = self.place(key, Kind::Active, options)?;
+        let (placed, parents) = self.place(key, SnapshotKind::Active, options)?;
         let recorded = self.write(|tx| {
             check_new(self.layout(), tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
@@ -157,7 +157,7 @@ impl Store {
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
     pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         self.write(|tx| {
             let container = get_container(tx, id)?;
             if container.name == name {
@@ -178,7 +178,7 @@ impl Store {
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
     pub fn set_container_config(&self, id: &str, config: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         self.write(|tx| {
             get_container(tx, id)?;
             rows::containers::set_config(tx, id, config)?;
@@ -193,7 +193,7 @@ impl Store {
     /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`,
     /// `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
-        let turn = Turn::at_sidecars(self)?;
+        let lock = RecordLock::of_sidecars(self)?;
         let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
             let row = rows::snapshots::get(tx, &container.snapshot)?;
@@ -204,12 +204,12 @@ impl Store {
             Ok((container, row))
         })?;
         records::remove(&self.layout().records().join(sidecar::container_name(id)))?;
-        drop(turn);
+        drop(lock);
         self.discard_or_leave(&row.record, sweep);
         Ok(container)
     }
 
-    /// Makes a volume, or returns the one there is. Durable on return. Errors: `Invalid` (name).
+    /// Creates a volume, or returns the existing one. Durable on return. Errors: `Invalid` (name).
     pub fn create_volume(&self, name: &str, labels: &Labels) -> Result<VolumeRecord> {
         check_volume_name(name)?;
         if let Some(known) = self.read(|tx| find_volume(self.layout(), tx, name))? {
@@ -220,7 +220,7 @@ impl Store {
         make_dir(&staged.path().join("_data"), 0o755)?;
         sync_dir(staged.path())?;
         let target = self.layout().volumes().join(name);
-        // The name is the user's and may come again at once, so publishing happens under the
+        // The user chose the name and may use it again at once, so publishing happens under the
         // database's lock.
         self.write(|tx| {
             if let Some(known) = find_volume(self.layout(), tx, name)? {
@@ -251,7 +251,7 @@ impl Store {
         })
     }
 
-    /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container has it.
+    /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container uses it.
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_volume_name(name)?;
         self.write_freeing(|tx| {
@@ -268,7 +268,7 @@ impl Store {
         })?;
         let trashed = self.write(|tx| {
             if find_volume(self.layout(), tx, name)?.is_some() {
-                return Ok(None); // made anew meanwhile
+                return Ok(None); // created again since
             }
             tx::to_trash(self.layout(), &self.layout().volumes().join(name))
         })?;

@@ -1,10 +1,10 @@
 //! Content by digest: blobs under `content/`, recipes under `recipes/`.
 //!
-//! A blob is hashed while it is written and appears under its digest whole, synced and verified, or
-//! not at all. Because the name of a blob is its content, two processes may publish the same one,
-//! and one may collect what another is just adding: so a collector takes a file away only inside a
-//! transaction that finds no record of it, and an adder's transaction looks whether the file is
-//! still there.
+//! A blob is hashed while it is written. It appears under its digest whole, synced and verified, or
+//! not at all. Because a blob is named by its content, two processes may publish the same one, and
+//! one may collect what another is just adding. So a collector removes a file only inside a
+//! transaction that finds no record of it, and an adder's transaction checks that the file is still
+//! there.
 
 use std::{
     fs::File,
@@ -36,7 +36,7 @@ pub struct Blob {
     pub size_bytes: u64,
 }
 
-/// A blob being written. Dropped uncommitted, it is taken away.
+/// A blob being written. Dropping it uncommitted removes it.
 pub struct BlobWriter {
     store: Store,
     staged: Staged,
@@ -81,8 +81,8 @@ impl BlobWriter {
         sync_dir(&layout.blobs())?;
         self.store.write(|tx| {
             if !layout::exists(&target)? {
-                // A collector took it between publishing and this lock. Rare enough to let the
-                // caller try again.
+                // A collector took it before this lock. That is rare enough to let the caller try
+                // again.
                 return Err(StoreError::not_found(Subject::Blob, digest));
             }
             rows::blobs::insert(tx, &digest, self.size_bytes)?;
@@ -98,7 +98,7 @@ impl BlobWriter {
     }
 }
 
-/// What is recorded of a recipe's file.
+/// What is recorded about a recipe's file.
 #[derive(Clone, Debug)]
 pub(crate) struct RecipeFacts {
     bytes: u64,
@@ -106,7 +106,7 @@ pub(crate) struct RecipeFacts {
 }
 
 impl RecipeFacts {
-    /// Reads a recipe that was just written, from its beginning.
+    /// Reads a recipe that was just written, from the start.
     pub fn of(recipe: &mut StagedFile) -> Result<Self> {
         let path = recipe.staged.path().to_owned();
         let file = recipe.file();
@@ -119,7 +119,7 @@ impl RecipeFacts {
     }
 }
 
-/// Hashes what is left of a file. Returns the digest and the length.
+/// Hashes the rest of a file. Returns the digest and the length.
 pub(crate) fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
@@ -148,8 +148,8 @@ pub(crate) fn record_recipe(
 }
 
 impl Store {
-    /// Takes the file of a recipe away that has no record any more, unless somebody records it anew
-    /// meanwhile. What goes wrong is left to gc.
+    /// Removes a recipe's file that has no record any more, unless another process records it
+    /// again. On failure the file is left to gc.
     pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
         let path = self.layout().recipe(diff_id);
         if let Err(error) = self.discard_named(&path, &Located::Recipe(Some(*diff_id))) {
@@ -171,12 +171,12 @@ impl Store {
         })
     }
 
-    /// Stores `bytes` and returns their SHA-256. Durable on return; costs nothing if they are there
-    /// already.
+    /// Stores `bytes` and returns their SHA-256. Durable on return; costs nothing if the store has
+    /// them already.
     pub fn put_blob(&self, bytes: &[u8], lease: Option<&LeaseId>) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if let Some(lease) = lease
-            && self.hold(lease, &lease::Held::Blob(digest))?
+            && self.hold(lease, &lease::LeaseResource::Blob(digest))?
         {
             return Ok(digest);
         }
@@ -198,7 +198,8 @@ impl Store {
         })
     }
 
-    /// Opens a blob for reading. Errors: `NotFound`; `Damaged` if it is recorded but gone.
+    /// Opens a blob for reading. Errors: `NotFound`; `Damaged` if it is recorded but its file is
+    /// gone.
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
         let path = self.layout().blob(digest);
         match layout::open(&path)? {
@@ -216,10 +217,10 @@ impl Store {
         }
     }
 
-    /// Returns the whole of a small blob (a manifest, a configuration), verified.
+    /// Returns all of a small blob (a manifest, a configuration), verified.
     ///
     /// Errors: `NotFound`; `Invalid` if it is longer than `limit_bytes`; `DigestMismatch` if the
-    /// disk gives other bytes.
+    /// disk returns other bytes.
     pub fn read_blob(&self, digest: &Digest, limit_bytes: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let file = self.open_blob(digest)?;
@@ -242,14 +243,13 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Opens the recipe of the layer with this diff id, or `None`: the layer is then only known as
-    /// a tree.
+    /// Opens the recipe of the layer with this diff id, or returns `None`: then the layer exists
+    /// only as a tree.
     pub fn open_recipe(&self, diff_id: &Digest) -> Result<Option<File>> {
         layout::open(&self.layout().recipe(diff_id))
     }
 
-    /// Stores a recipe for a layer that has none yet, or in the place of a damaged one. Durable on
-    /// return.
+    /// Stores a recipe for a layer that has none yet, or replaces a damaged one. Durable on return.
     pub fn put_recipe(&self, diff_id: &Digest, mut recipe: StagedFile) -> Result<()> {
         let facts = RecipeFacts::of(&mut recipe)?;
         recipe.staged.sync()?;

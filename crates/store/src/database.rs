@@ -1,17 +1,16 @@
-//! The database: its connections, its transactions, and what is tried so that it works on a disk
-//! without room.
+//! The database: its connections, its transactions, and what keeps it working on a full disk.
 //!
 //! SQLite with a rollback journal and `synchronous=FULL`: a committed transaction survives power
-//! loss. There is no shared memory, which a full disk turns into SIGBUS. The journal is never
-//! deleted (PERSIST) and is grown beforehand to hold every page of the database, so that a
-//! transaction that only removes needs no room at all: it writes over blocks that are there. On a
-//! file system that copies on write (btrfs) both files are exempt from that. Temporary tables are
-//! in memory.
+//! loss. There is no shared memory, because a full disk turns its use into SIGBUS. The journal is
+//! never deleted (PERSIST) and is grown in advance to hold every page of the database, so a
+//! transaction that only removes rows needs no space at all: it overwrites blocks that are there.
+//! On a copy-on-write file system (btrfs) both files are marked no-copy-on-write. Temporary tables
+//! are in memory.
 //!
-//! Readers and one writer go side by side until the writer commits; then each waits for the others,
-//! for as long as a commit takes. So no transaction is kept open over anything slow, and none is
-//! begun inside another. Every writer begins IMMEDIATE, because a transaction that reads first and
-//! then wants to write can't wait its turn.
+//! Readers and one writer run side by side until the writer commits; then each waits for the
+//! others, for as long as a commit takes. So no transaction stays open during anything slow, and
+//! none begins inside another. Every writer begins with IMMEDIATE, because a transaction that reads
+//! first and writes later can't wait its turn.
 //!
 //! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop
 //! SQLite's locks.
@@ -43,18 +42,17 @@ use crate::{
     generation::{self, Mark},
     layout::{self, Layout},
     located::{Located, Shelf},
-    records, rows,
+    record_lock, records, rows,
     schema::{self, VERSION},
     stamp::Stamp,
-    turn,
     tx::Staged,
 };
 
-/// How many times longer than for a transaction one waits for another process that makes or
+/// How many times longer than for a transaction a call waits for another process that creates or
 /// migrates the database.
 const OTHERS_MIGRATE: u32 = 10;
 
-/// What every connection is told first.
+/// The first statements on every connection.
 ///
 /// A transaction's changes stay in memory until its commit (`cache_spill`), so that readers wait
 /// for the commit alone.
@@ -71,14 +69,14 @@ pub(crate) struct Database {
     mark: Mark,
     /// The store's id.
     id: OnceLock<String>,
-    /// The furthest generation that this process has seen committed.
+    /// The latest generation that this process has seen committed.
     seen: AtomicU64,
     /// Why nothing may be changed, if the database has gone back in time.
     rolled_back: OnceLock<String>,
-    /// Where the database is read from, if it can't be where it lies: a copy, on which a
-    /// transaction that was cut short is taken back.
+    /// Where the database is read from, if it can't be read in place: a copy, in which an
+    /// interrupted transaction is rolled back.
     copy: Option<TempDir>,
-    /// Record files that need not be on the list of those to be written any more.
+    /// Record files that can leave the list of files to be written.
     pub settled: Settled,
 }
 
@@ -103,14 +101,14 @@ impl Database {
         }
     }
 
-    /// Opens the database of `layout`, making or migrating it if need be.
+    /// Opens the database of `layout`, creating or migrating it if necessary.
     ///
-    /// One that has gone back in time opens, too: it can be read, see [`Database::rolled_back`].
+    /// One that has gone back in time opens too and can be read; see [`Database::rolled_back`].
     /// Errors: `NoDatabase` if it is missing or empty and the store has been used; `NotAStore`,
     /// `NewerStore`, `Busy`; `NotFound` as an `Io` if `create` is false and there is none.
     pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
         let mut database = Self::at(&layout.database(), Mark::new(layout), busy_timeout_ms);
-        // Before the database is read: what others commit meanwhile is no contradiction then.
+        // Read before the database, so that what others commit in between is not a contradiction.
         let mut mark = database.mark.read()?;
         let is_made = database.is_made()?;
         if !is_made {
@@ -132,13 +130,13 @@ impl Database {
         };
         if !opens {
             database.make_or_migrate(layout)?;
-            // A migration has set it anew: an older program may have given the store another id
-            // meanwhile.
+            // A migration has set it again: an older program may have given the store another id
+            // since.
             mark = database.mark.read()?;
         }
         let now = database.read(generation::stamp)?;
         if let Some(why) = generation::witness_against(layout, mark.as_ref(), &now)? {
-            let _ = database.rolled_back.set(why); // nobody else has the value yet
+            let _ = database.rolled_back.set(why); // no other thread has the value yet
         } else if mark.is_none() {
             database.mark.advance(&now);
         }
@@ -147,11 +145,11 @@ impl Database {
         Ok(database)
     }
 
-    /// Makes a database in the empty file `path`, that goes on from `at`: for this process alone,
-    /// and for the caller to sync.
+    /// Creates a database in the empty file `path`, continuing from `at`. It is for this process
+    /// alone, and the caller syncs it.
     ///
-    /// Its journal is in memory, since it is worth nothing before it is whole: so it takes one
-    /// inode.
+    /// Its journal is in memory, since the database is worthless until it is complete. So it takes
+    /// one inode.
     pub fn make(path: &Path, at: Stamp, busy_timeout_ms: u64) -> Result<Self> {
         let database = Self::at(path, Mark::none(), busy_timeout_ms);
         let (mut connection, _) = database.connect_alone()?;
@@ -161,11 +159,11 @@ impl Database {
         schema::create(&mut connection, &at)?;
         database.give_back(connection);
         database.seen.store(at.generation, Ordering::Relaxed);
-        let _ = database.id.set(at.store); // nobody else has the value yet
+        let _ = database.id.set(at.store); // no other thread has the value yet
         Ok(database)
     }
 
-    /// Refuses to begin anew in a store that has been used. Errors: `NoDatabase`.
+    /// Refuses to create a database in a store that has been used. Errors: `NoDatabase`.
     fn refuse_if_used(&self, layout: &Layout, mark: Option<&Stamp>) -> Result<()> {
         let has_trees = || -> Result<bool> {
             for driver in DriverKind::ALL {
@@ -196,8 +194,8 @@ impl Database {
         })
     }
 
-    /// Returns whether there is a database, of whatever kind. An empty file is none: SQLite makes
-    /// one before it fills it.
+    /// Returns whether there is a database of any schema. An empty file doesn't count: SQLite
+    /// creates one before it fills it.
     fn is_made(&self) -> Result<bool> {
         match fs::symlink_metadata(&self.path) {
             Ok(facts) if !facts.is_file() => Err(StoreError::NotAStore {
@@ -210,11 +208,10 @@ impl Database {
         }
     }
 
-    /// Copies the database of a read-only disk to where a transaction that was cut short can be
-    /// taken back, and reads there.
+    /// Copies the database of a read-only disk to where an interrupted transaction can be rolled
+    /// back, and reads there.
     ///
-    /// Nothing can change the original meanwhile, so that opening it here takes no lock from
-    /// anything.
+    /// Nothing can change the original, so opening it here takes no lock from anything.
     fn copy_to_read(&mut self) -> Result<()> {
         let places = [
             PathBuf::from("/run"),
@@ -228,8 +225,10 @@ impl Database {
                 .ok()
         });
         let Some(dir) = made else {
-            return Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem))
-                .on("copy, to take back what was cut short in it,", &self.path);
+            return Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem)).on(
+                "copy, to roll back an interrupted transaction in it,",
+                &self.path,
+            );
         };
         let copy = dir.path().join("vellum.db");
         fs::copy(&self.path, &copy).on("copy", &self.path)?;
@@ -237,14 +236,14 @@ impl Database {
         fs::copy(&journal, journal_of(&copy)).on("copy", journal)?;
         Connection::open(&copy)
             .and_then(|connection| schema::tables(&connection))
-            .db("take back what was cut short")?;
+            .db("roll back an interrupted transaction")?;
         self.path = copy;
         self.copy = Some(dir);
         Ok(())
     }
 
-    /// Opens a database that is there; false if it is of an older schema. The connection is kept
-    /// for the first caller.
+    /// Opens an existing database; false if its schema is older. The connection is kept for the
+    /// first caller.
     fn opens_as_it_is(&self) -> Result<bool> {
         let (connection, version) = self.connect_alone()?;
         if version != VERSION {
@@ -258,11 +257,12 @@ impl Database {
         Ok(true)
     }
 
-    /// Makes the database, or migrates it, one process at a time, on the root directory's own lock.
+    /// Creates or migrates the database, one process at a time, under the root directory's own
+    /// lock.
     fn make_or_migrate(&self, layout: &Layout) -> Result<()> {
         let root = fs::File::open(layout.root()).on("open", layout.root())?;
         let again = root.try_clone().on("open", layout.root())?;
-        let _only_one = turn::wait(again, layout.root(), self.patience() * OTHERS_MIGRATE)?;
+        let _only_one = record_lock::wait(again, layout.root(), self.patience() * OTHERS_MIGRATE)?;
         layout.create()?;
         if !layout::exists(&self.path)? {
             create_without_copies(&self.path)?;
@@ -274,8 +274,8 @@ impl Database {
         root.sync_all().on("sync", layout.root())?;
         let (mut connection, version) = self.connect_alone()?;
         if version == 0 {
-            // Not only where the file was empty: an older store's may hold nothing once its log is
-            // lost.
+            // Not only where the file was empty: an older store's database may hold nothing once
+            // its log is lost.
             self.refuse_if_used(layout, self.mark.read()?.as_ref())?;
             schema::create(&mut connection, &Stamp::of_new_store())?;
         } else if version < VERSION {
@@ -283,7 +283,8 @@ impl Database {
                 self.rewrite_in_place(connection, layout)?;
                 (connection, _) = self.connect_alone()?;
             }
-            // An older program's shared memory. Nothing has it mapped: the lock says so.
+            // An older program's shared memory. Nothing has it mapped, or this lock could not be
+            // held.
             records::remove(&suffixed(&self.path, "-shm"))?;
             schema::migrate(&mut connection, layout, &self.path, &self.mark)?;
         }
@@ -295,13 +296,13 @@ impl Database {
         Ok(())
     }
 
-    /// Gives an older store's database, which is copied on each write, to a file that is not.
-    /// Nobody else has it open.
+    /// Copies an older store's database from a copy-on-write file to one that is not. No other
+    /// process has it open.
     fn rewrite_in_place(&self, connection: Connection, layout: &Layout) -> Result<()> {
         let staged = Staged::dir(layout, TreeId::random().as_str())?;
         let path = staged.path().join("vellum.db");
         create_without_copies(&path)?;
-        // By the directory's descriptor: the statement takes text, and the path may be none.
+        // By the directory's descriptor: the statement takes text, and the path may not be UTF-8.
         let dir = layout::dir(staged.path())?;
         let target = format!("/proc/self/fd/{}/vellum.db", dir.as_fd().as_raw_fd());
         connection
@@ -311,7 +312,7 @@ impl Database {
             .and_then(|file| file.sync_all())
             .on("sync", &path)?;
         fs::rename(&path, &self.path).on("publish", &self.path)?;
-        // The journal, too, is SQLite's by now. It is of a database that is no more.
+        // SQLite has created the journal too by now. It belongs to the database that was replaced.
         drop(connection);
         let journal = journal_of(&self.path);
         records::remove(&journal)?;
@@ -319,15 +320,15 @@ impl Database {
         layout::sync_dir(layout.root())
     }
 
-    /// Connects with a lock that is taken with the first transaction and kept until locking is
-    /// `NORMAL` again, and says what the schema is. The database of an older store needs no shared
-    /// memory for its log then.
+    /// Connects with a lock that the first transaction takes and that is kept until locking is
+    /// `NORMAL` again, and returns the schema's version. Locked like this, an older store's
+    /// database needs no shared memory for its log.
     fn connect_alone(&self) -> Result<(Connection, i64)> {
         let connection = self.open_file()?;
         connection
             .pragma_update(None, "locking_mode", "EXCLUSIVE")
             .map_err(|e| self.explain(e))?;
-        // Refused before anything is changed: a newer program's database may be kept otherwise.
+        // Refused before anything is changed: a newer program may keep its database in another way.
         let version = self.version(&connection)?;
         self.set_up(&connection)?;
         Ok((connection, version))
@@ -364,7 +365,7 @@ impl Database {
         schema::version(connection, &self.path, |e| self.explain(e))
     }
 
-    /// Puts SQLite's first error on a database into words.
+    /// Explains SQLite's first error on a database.
     fn explain(&self, source: rusqlite::Error) -> StoreError {
         match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase) => StoreError::NotAStore {
@@ -391,7 +392,7 @@ impl Database {
         sync::lock(&self.idle).push(connection);
     }
 
-    /// Returns the store's id and the furthest generation that this process knows to be committed.
+    /// Returns the store's id and the latest generation that this process knows to be committed.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             store: self.id.get().cloned().unwrap_or_default(),
@@ -404,8 +405,8 @@ impl Database {
         self.rolled_back.get().map(String::as_str)
     }
 
-    /// Refuses if the database has gone back in time: what it does not know may be all that there
-    /// is. Errors: `RolledBack`.
+    /// Refuses if the database has gone back in time: what is missing from it may still exist, and
+    /// may be the only copy. Errors: `RolledBack`.
     pub fn refuse_if_rolled_back(&self) -> Result<()> {
         match self.rolled_back() {
             Some(why) => Err(StoreError::RolledBack {
@@ -425,8 +426,8 @@ impl Database {
         }
     }
 
-    /// Runs `read` inside one read transaction: it sees one state of the store. A writer's commit
-    /// waits for its end.
+    /// Runs `read` in one read transaction: it sees one state of the store. A writer can't commit
+    /// until it ends.
     pub fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = self.take()?;
         let result = (|| {
@@ -439,11 +440,11 @@ impl Database {
         result
     }
 
-    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes
+    /// Runs `write` in one write transaction and commits it: durable on return. An error undoes
     /// everything.
     ///
-    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to find out what
-    /// became of it. The caller must not take away a tree whose record may yet turn up. Errors:
+    /// The exception is `Uncertain`: the commit failed half-way, and so did finding out whether it
+    /// counts. The caller must not delete a tree whose record may still turn up. Errors:
     /// `RolledBack`, `Busy`, `Database`.
     pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         self.refuse_if_rolled_back()?;
@@ -479,7 +480,7 @@ impl Database {
             )));
         }
         if let Err(source) = tx.commit() {
-            // A write that found no room never got as far as to make the transaction count.
+            // A write that found no space didn't get as far as making the transaction count.
             let full = source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
             match !full
                 && counts(connection, &raised).map_err(|source| StoreError::Uncertain { source })?
@@ -505,8 +506,8 @@ impl Database {
     }
 }
 
-/// Tells whether a database can't be read before a transaction that was cut short is taken back,
-/// and can't be written to.
+/// Returns whether a database can't be read before an interrupted transaction is rolled back, and
+/// can't be written to.
 fn needs_recovery(error: &StoreError) -> bool {
     let StoreError::Database { source, .. } = error else {
         return false;
@@ -518,14 +519,14 @@ fn needs_recovery(error: &StoreError) -> bool {
 /// Returns whether the transaction whose commit failed counts all the same, after SQLite has
 /// settled it.
 ///
-/// Opening another transaction plays back what a failed one left. A change of no meaning is
+/// Opening another transaction rolls back what a failed one left. A meaningless change is
 /// committed, so that the answer is on disk before it is given.
 fn counts(connection: &mut Connection, raised: &generation::Raised) -> rusqlite::Result<bool> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let is_last = match generation::is_last(&tx, raised) {
         Ok(is_last) => is_last,
         Err(StoreError::Database { source, .. }) => return Err(source),
-        // The row can't be read as what it is: no transaction of ours wrote it.
+        // The row is malformed: no transaction of ours wrote it.
         Err(_) => false,
     };
     rows::facts::set(&tx, "settled", &rows::now_ns().to_string())?;

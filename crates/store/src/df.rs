@@ -1,7 +1,7 @@
-//! What takes how much: by image, layer, container and volume, shared and exclusive.
+//! What takes how much space: by image, layer, container and volume, shared and exclusive.
 //!
-//! Layers' numbers are those fixed at commit; writable trees and volumes are counted now, so the
-//! cost is that of walking what can change, never of walking layers.
+//! Layers' sizes were fixed at commit. Writable trees and volumes are counted now, so the cost is
+//! walking what can change, never walking layers.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,11 +12,11 @@ use crate::{
     error::{Class, Result},
     image::ImageRecord,
     rows::{self, alive::Alive},
-    snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     store::Store,
 };
 
-/// The whole picture.
+/// All disk usage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskUse {
     /// Images, newest first.
@@ -25,9 +25,9 @@ pub struct DiskUse {
     pub layers: Vec<LayerUse>,
     /// Containers, newest first.
     pub containers: Vec<ContainerUse>,
-    /// Active snapshots that no container owns, by key, with what they take.
+    /// Active snapshots that no container owns, by key, with their usage.
     pub workspaces: Vec<(SnapshotKey, Usage)>,
-    /// Volumes, by name, with what they take.
+    /// Volumes, by name, with their usage.
     pub volumes: Vec<(String, Usage)>,
     /// Blobs: manifests, configurations, kept layers.
     pub content: Usage,
@@ -46,7 +46,7 @@ pub struct ImageUse {
     pub exclusive: Usage,
     /// Layers that other images have too.
     pub shared: Usage,
-    /// Containers made from it.
+    /// Containers created from it.
     pub containers: u64,
 }
 
@@ -59,9 +59,9 @@ pub struct LayerUse {
     pub usage: Usage,
     /// Images it is part of.
     pub images: u64,
-    /// Snapshots that stand right on it.
+    /// Snapshots whose parent it is.
     pub children: u64,
-    /// Something needs it: a collection leaves it.
+    /// Something needs it, so gc leaves it.
     pub needed: bool,
 }
 
@@ -79,7 +79,7 @@ pub struct ContainerUse {
 }
 
 impl DiskUse {
-    /// Returns everything together, each thing once.
+    /// Returns the total, counting each thing once.
     pub fn total(&self) -> Usage {
         let mut total = Usage::default();
         self.layers.iter().for_each(|layer| total += layer.usage);
@@ -95,7 +95,7 @@ impl DiskUse {
         total
     }
 
-    /// Returns the layers that nothing needs: what the next gc frees of them.
+    /// Returns the layers that nothing needs: what the next gc frees.
     pub fn unused_layers(&self) -> Usage {
         let mut unused = Usage::default();
         self.layers
@@ -107,7 +107,7 @@ impl DiskUse {
 }
 
 impl Store {
-    /// Counts what everything takes. Things that are removed meanwhile are left out.
+    /// Counts what everything takes. Things that are removed during the count are left out.
     pub fn df(&self) -> Result<DiskUse> {
         let mut infos: HashMap<SnapshotKey, Info> = HashMap::new();
         self.walk::<crate::StoreError>(&[], |info| {
@@ -116,7 +116,7 @@ impl Store {
         })?;
         let images = self.images()?;
         let containers = self.containers()?;
-        // After the walk: whatever is recorded in between is held by now.
+        // After the walk, so that what was recorded during it is already referenced.
         let needed = self.read(|tx| Alive::now(tx)?.held_keys(tx))?;
         let needed: HashSet<SnapshotKey> = needed.into_iter().collect();
         let mut of_image: HashMap<&SnapshotKey, u64> = HashMap::new();
@@ -182,19 +182,19 @@ impl Store {
         sorted.sort_unstable_by_key(|info| &info.key);
         for info in sorted {
             match info.kind {
-                Kind::Committed => use_.layers.push(LayerUse {
+                SnapshotKind::Committed => use_.layers.push(LayerUse {
                     key: info.key.clone(),
                     usage: own(&info.key),
                     images: of_image.get(&info.key).copied().unwrap_or_default(),
                     children: children.get(&info.key).copied().unwrap_or_default(),
                     needed: needed.contains(&info.key),
                 }),
-                Kind::Active if !owned.contains(&info.key) => {
+                SnapshotKind::Active if !owned.contains(&info.key) => {
                     if let Some(usage) = self.usage_now(&info.key)? {
                         use_.workspaces.push((info.key.clone(), usage));
                     }
                 }
-                Kind::Active | Kind::View => {}
+                SnapshotKind::Active | SnapshotKind::View => {}
             }
         }
         for volume in self.volumes()? {
@@ -209,7 +209,7 @@ impl Store {
         Ok(use_)
     }
 
-    /// What a snapshot stands on that may be gone by now.
+    /// The ancestors of a snapshot that may be gone by now.
     fn ancestors_now(&self, key: &SnapshotKey) -> Result<Vec<TreeRef>> {
         self.read(|tx| match rows::snapshots::find(tx, key)? {
             Some(row) => rows::snapshots::ancestors(tx, row.id),

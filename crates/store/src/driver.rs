@@ -1,10 +1,10 @@
-//! Drivers: the shapes in which a tree can lie on disk.
+//! Drivers: the layouts that a tree can have on disk.
 //!
 //! A driver knows where the parts of a tree are and how a new one is laid out in a staging
 //! directory, sealed when it becomes a layer, and repaired from the record. It must not know about
 //! records, keys, transactions or mounts: the store calls it between staging and record (see
-//! `tx.rs`), and whoever mounts gets [`TreeParts`]. Every snapshot remembers its driver, so a store
-//! may hold trees of several; a child always uses its parent's.
+//! `tx.rs`), and the code that mounts gets [`TreeParts`]. Every snapshot remembers its driver, so a
+//! store may hold trees of several; a child always uses its parent's.
 
 mod native;
 mod overlay;
@@ -24,14 +24,14 @@ use vellum_sys::plain;
 use crate::{
     error::{IoContext, Result, StoreError},
     layout::{self, Layout, make_dir},
-    snapshot::{Kind, MountFeatures, Usage},
+    snapshot::{MountFeatures, SnapshotKind, Usage},
 };
 
-/// Makes [`DriverKind`] of one line a driver. Beside its `mod` this is all that there is of a
-/// driver outside its own file: what sets it apart it says itself, in [`Driver`].
+/// Makes [`DriverKind`] from one line per driver. Apart from its `mod` this is all that exists of a
+/// driver outside its own file: it describes its differences itself, in [`Driver`].
 macro_rules! drivers {
     ($($(#[$attribute:meta])* $kind:ident => $driver:path,)+) => {
-        /// The drivers there are.
+        /// The storage drivers.
         #[derive(
             Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize,
             Deserialize,
@@ -65,18 +65,18 @@ drivers! {
 }
 
 impl DriverKind {
-    /// Returns the name as users write it and as it stands on disk.
+    /// Returns the name as users write it and as it is on disk.
     pub fn as_str(self) -> &'static str {
         driver(self).name()
     }
 
-    /// Tells how the marks of a tar are written into a layer.
+    /// Says how the marks of a tar are written into a layer.
     pub fn marks(self) -> LayerMarks {
         driver(self).marks()
     }
 
     /// True if a layer holds only its own changes, so that it can be filled before its parent is
-    /// known, and put on it later.
+    /// known and rebased later.
     pub fn stacks(self) -> bool {
         match self.marks() {
             LayerMarks::Overlay => true,
@@ -84,7 +84,8 @@ impl DriverKind {
         }
     }
 
-    /// True if a writable tree on a layer is an overlay, which the kernel or Vellum's engine shows.
+    /// True if a writable tree on a layer is an overlay, mounted by the kernel or by Vellum's
+    /// engine.
     pub fn makes_overlays(self) -> bool {
         match self.marks() {
             LayerMarks::Overlay | LayerMarks::Whole => true,
@@ -92,12 +93,12 @@ impl DriverKind {
         }
     }
 
-    /// False if the mount point in a tree is there only while something is mounted on it.
+    /// False if the mount point in a tree exists only while something is mounted on it.
     pub fn keeps_mount_points(self) -> bool {
         driver(self).keeps_mount_points()
     }
 
-    /// Returns all names as a part of a sentence; `before_last` is "and" or "or".
+    /// Returns all names as part of a sentence; `before_last` is "and" or "or".
     pub fn all_names(before_last: &str) -> String {
         let names = Self::ALL.map(Self::as_str);
         match names.split_last() {
@@ -116,7 +117,7 @@ impl fmt::Display for DriverKind {
 impl FromStr for DriverKind {
     type Err = StoreError;
 
-    /// Reads a driver's name, or what another program calls it.
+    /// Parses a driver's name, or another program's name for it.
     fn from_str(name: &str) -> Result<Self> {
         let is_called = |kind: &Self| {
             let driver = driver(*kind);
@@ -130,7 +131,7 @@ impl FromStr for DriverKind {
     }
 }
 
-/// The directory name of one tree: 64 hexadecimal digits, random, never used twice.
+/// The directory name of one tree: 64 random hexadecimal digits, never reused.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TreeId(String);
@@ -182,8 +183,8 @@ impl From<TreeId> for String {
     }
 }
 
-/// The short name of an `overlay2` tree under `l/`: 26 letters and digits of base32, as Docker
-/// makes them.
+/// The short name of an `overlay2` tree under `l/`: 26 letters and digits of base32, the same form
+/// as Docker's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct LinkId(String);
@@ -222,16 +223,16 @@ impl From<LinkId> for String {
     }
 }
 
-/// How the marks of a tar (whiteouts, opaque directories) are to be written into a staged layer.
+/// How the marks of a tar (whiteouts, opaque directories) are written into a staged layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerMarks {
     /// As the kernel's overlay marks: the tree holds only what the layer changes.
     Overlay,
-    /// Not at all: the parent's full tree is already there, a whiteout deletes, and every file is
+    /// Not at all: the parent's full tree is already there. A whiteout deletes, and every file is
     /// unlinked before it is written, since it may be a hard link into the parent. Overlays will be
-    /// mounted on the tree, so what is called as their own marks is kept under other names.
+    /// mounted on the tree, so attributes named like overlay marks are kept under other names.
     Whole,
-    /// As [`LayerMarks::Whole`], and no overlay is ever mounted on it.
+    /// Like [`LayerMarks::Whole`], but no overlay is ever mounted on it.
     Plain,
 }
 
@@ -246,7 +247,7 @@ pub struct LayerDir {
     pub link: Option<PathBuf>,
     /// Digest of the layer's tar, where known.
     pub diff_id: Option<Digest>,
-    /// Which marks beyond whiteouts and opaque directories it may carry; `None`: no such marks.
+    /// Which marks it may carry besides whiteouts and opaque directories; `None`: no others.
     pub features: Option<MountFeatures>,
 }
 
@@ -257,15 +258,15 @@ pub struct Overlay {
     pub home: PathBuf,
     /// Read-only layers, top first; never empty.
     pub lowers: Vec<LayerDir>,
-    /// The writable layer; `None` for what is to be mounted read-only.
+    /// The writable layer; `None` for a read-only mount.
     pub upper: Option<LayerDir>,
-    /// The kernel's work directory, on the same file system; there exactly if `upper` is.
+    /// The kernel's work directory, on the same file system; present exactly if `upper` is.
     pub work: Option<PathBuf>,
-    /// Where Docker would mount it. Not there until somebody makes it (mode 0700) and mounts.
+    /// Where Docker would mount it. It doesn't exist until it is created (mode 0700) for a mount.
     pub merged: PathBuf,
 }
 
-/// How a tree is to be shown.
+/// How a tree is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// One directory is the whole tree: it can be used or bind-mounted as it is.
@@ -274,36 +275,36 @@ pub enum Shape {
         root: PathBuf,
         /// It must not be written.
         read_only: bool,
-        /// The full tree that it was copied from, for comparing; `None` where it began empty.
+        /// The full tree that it was copied from, for comparing; `None` if it began empty.
         base: Option<PathBuf>,
     },
     /// Layers to be stacked by an overlay mount.
     Overlay(Overlay),
 }
 
-/// Everything that mounting, comparing or reading a snapshot's tree needs. All paths are absolute.
+/// Everything needed to mount, compare or read a snapshot's tree. All paths are absolute.
 ///
-/// A value is a picture of the moment: the snapshot may be removed by another process right after.
-/// Layers don't change under it while the snapshot is there.
+/// A value shows one moment: another process may remove the snapshot right after. Layers don't
+/// change while the snapshot exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeParts {
     /// The tree's own directory name.
     pub tree: TreeId,
     /// Its driver.
     pub driver: DriverKind,
-    /// What it is; views and committed ones come without an upper.
-    pub kind: Kind,
+    /// Its kind; views and committed ones have no upper.
+    pub kind: SnapshotKind,
     /// Its shape.
     pub shape: Shape,
     /// What its upper was first mounted with: later mounts must use the same. `None`: never
     /// mounted.
     pub features: Option<MountFeatures>,
-    /// Limit of the upper in bytes, if one was asked for and is enforced by the file system.
+    /// The upper's size limit in bytes, if one was asked for and the file system enforces it.
     pub size_limit_bytes: Option<u64>,
 }
 
 impl TreeParts {
-    /// Returns the directories that make up the tree, top first, the upper included: what a reader
+    /// Returns the directories that make up the tree, top first, including the upper: what a reader
     /// merges.
     pub fn layers(&self) -> Vec<LayerDir> {
         match &self.shape {
@@ -328,28 +329,28 @@ impl TreeParts {
 #[derive(Clone, Debug)]
 pub(crate) struct TreeRef {
     pub id: TreeId,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub link: Option<LinkId>,
     pub diff_id: Option<Digest>,
     pub features: Option<MountFeatures>,
 }
 
-/// A tree about to be laid out.
+/// A tree to be laid out.
 pub(crate) struct NewTree<'a> {
     pub id: &'a TreeId,
-    /// `Committed` means a layer to be filled: it will be sealed before it is recorded.
-    pub kind: Kind,
+    /// `Committed` means a layer to be filled: it is sealed before it is recorded.
+    pub kind: SnapshotKind,
     pub link: Option<&'a LinkId>,
     /// Parents, nearest first.
     pub parents: &'a [TreeRef],
 }
 
-/// What a driver does. `dir` is the tree's directory wherever it lies now: staged or in place.
+/// What a driver does. `dir` is the tree's directory wherever it is now: staged or in place.
 pub(crate) trait Driver: Send + Sync {
-    /// Its name: its directory's, and recorded with every snapshot.
+    /// Its name: also its directory's name, and recorded with every snapshot.
     fn name(&self) -> &'static str;
 
-    /// What other programs call it.
+    /// Other programs' names for it.
     fn other_names(&self) -> &'static [&'static str] {
         &[]
     }
@@ -362,29 +363,29 @@ pub(crate) trait Driver: Send + Sync {
         true
     }
 
-    /// Makes the driver's own directory and tries whether the file system can carry it; see
+    /// Creates the driver's own directory and tests whether the file system is fit for it; see
     /// [`crate::StoreOptions::any_file_system`].
     fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()>;
 
-    /// The directory, in the driver's own, of the short names of its trees; `None` if they have
-    /// none. Where there is one, [`Driver::link`] and [`Driver::unlink`] do something.
+    /// The directory, inside the driver's own, for the short names of its trees; `None` if they
+    /// have none. If there is one, [`Driver::link`] and [`Driver::unlink`] do something.
     fn links(&self) -> Option<&'static str> {
         None
     }
 
-    /// Returns the tree that a short name leads to, by what it says; `None` if it says nothing of
-    /// the kind. The tree need not be there.
+    /// Returns the tree that a short name points to, by its text; `None` if the text has another
+    /// form. The tree need not exist.
     fn leads_to(&self, _layout: &Layout, _link: &LinkId) -> Option<TreeId> {
         None
     }
 
-    /// Lays out `new` in the empty directory `dir`. Nothing outside `dir` is touched but read.
+    /// Lays out `new` in the empty directory `dir`. Anything outside `dir` is only read.
     ///
-    /// Returns true if data was copied, so that small directory syncs won't do.
+    /// Returns true if data was copied, so that syncing the directories alone is not enough.
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool>;
 
-    /// Returns the directories under a staged tree that must be synced one by one where no journal
-    /// orders them.
+    /// Returns the directories under a staged tree that must be synced one by one on file systems
+    /// without a journal to order them.
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str>;
 
     /// Does what the tree needs outside its own directory, after it was renamed into place.
@@ -392,26 +393,26 @@ pub(crate) trait Driver: Send + Sync {
         Ok(())
     }
 
-    /// Undoes [`Driver::link`]. What is not there is no error.
+    /// Undoes [`Driver::link`]. A missing link is not an error.
     fn unlink(&self, _layout: &Layout, _link: Option<&LinkId>) -> Result<()> {
         Ok(())
     }
 
-    /// Returns where a layer's tar is applied to.
+    /// Returns the directory that a layer's tar is applied to.
     fn fill(&self, dir: &Path) -> PathBuf;
 
-    /// Turns the writable tree in `dir` into a layer, its parents being `parents`. Can be repeated
+    /// Turns the writable tree in `dir` into a layer; `parents` are its parents. Can be repeated
     /// after a crash.
     fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()>;
 
-    /// Takes away what [`Driver::seal`] left for an unfinished commit; called once the record says
+    /// Removes what [`Driver::seal`] left for an unfinished commit; called once the record says
     /// committed.
     fn settle(&self, dir: &Path) -> Result<()>;
 
-    /// Puts a parentless tree on `parents`.
+    /// Makes `parents` the parents of a tree that has none.
     fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()>;
 
-    /// Returns what the tree takes by itself.
+    /// Returns what the tree itself takes.
     fn usage(
         &self,
         layout: &Layout,
@@ -423,12 +424,12 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns the tree's parts.
     fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape;
 
-    /// Compares what a mount of a tree reads through its `parent`; with `heal` it is put right.
-    /// Cheap: a few calls of the system.
+    /// Checks what a mount of a tree reads through its `parent`, and repairs it if `heal` is set.
+    /// Cheap: a few system calls.
     fn ready(&self, layout: &Layout, parent: &TreeRef, heal: bool) -> Result<Vec<Finding>>;
 
     /// Compares the tree with its record and returns what is wrong. With `heal`, what is only
-    /// derived from the record (short names, lists of lowers) is put right; each finding says
+    /// derived from the record (short names, lists of lowers) is repaired; each finding says
     /// whether it was.
     fn check(
         &self,
@@ -446,37 +447,37 @@ pub struct Finding {
     pub what: String,
     /// What is wrong.
     pub why: String,
-    /// True if it was put right.
+    /// True if it was repaired.
     pub healed: bool,
 }
 
 impl Finding {
-    /// A directory that holds data is not there.
+    /// A directory that holds data is missing.
     pub(crate) fn lost(path: &Path) -> Self {
         Self {
             what: path.display().to_string(),
-            why: "the directory is missing; what was in it is lost".into(),
+            why: "the directory is missing, and its contents are lost".into(),
             healed: false,
         }
     }
 
-    /// What there is to say about a directory that holds data: nothing, that it is lost, or that
-    /// something else stands there.
+    /// What is wrong with a directory that holds data: nothing, it is missing, or something else is
+    /// in its place.
     pub(crate) fn unless_there(path: &Path) -> Result<Vec<Self>> {
         match layout::dir(path) {
             Ok(_) => Ok(Vec::new()),
             Err(StoreError::Sys(e)) if e.is_not_found() => Ok(vec![Self::lost(path)]),
             Err(StoreError::Damaged { what, why }) => Ok(vec![Self {
                 what,
-                why: format!("{why}; what was in it is lost, unless it is put back"),
+                why: format!("{why}; its contents are lost unless the directory is put back"),
                 healed: false,
             }]),
             Err(e) => Err(e),
         }
     }
 
-    /// What there is to say about a directory that holds nothing lasting and can be made anew; with
-    /// `heal` it is.
+    /// What is wrong with a directory that holds nothing lasting and can be created again, which
+    /// `heal` does.
     pub(crate) fn unless_made(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
         let why = match layout::dir(path) {
             Ok(_) => return Ok(Vec::new()),
@@ -495,7 +496,7 @@ impl Finding {
         }])
     }
 
-    /// The same of a directory that is of no use any more and may be missing. Anything else in its
+    /// The same for a directory that is not used any more and may be missing. Anything else in its
     /// place doesn't belong there.
     pub(crate) fn unless_made_or_missing(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
         match layout::exists(path)? {
@@ -505,8 +506,8 @@ impl Finding {
     }
 }
 
-/// Makes the directory of a driver that stacks, unless the kernel would refuse to on its file
-/// system (see [`unfit`]): unless somebody else stacks the layers they would be of no use.
+/// Creates the directory of a driver that stacks, unless the kernel can't use the file system for
+/// it (see [`unfit`]) and only the kernel would stack the layers.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
     let why = if !vellum_sys::probe::takes_whiteouts(&layout::dir(home)?)? {
@@ -520,7 +521,7 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) 
     let Some(why) = why else {
         return Ok(());
     };
-    // Nothing is in it yet; left behind, it would count as tried.
+    // Nothing is in it yet. If it stayed, the file system would count as tested.
     std::fs::remove_dir(home).on("remove", home)?;
     Err(StoreError::Unsupported {
         what: format!("storage driver at {}", home.display()),
@@ -531,8 +532,8 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) 
 const NO_WHITEOUTS: &str = "the backing file system takes no devices 0:0, with which layers hide names: it is an overlay or a union itself, as the root of \
     a container is. Give --root a directory on another one, a volume for instance, or use the storage driver native";
 
-/// Says why the kernel's overlay can't have its upper directories on a file system, and what to do;
-/// `None` if nothing speaks against it.
+/// Says why a file system can't hold the kernel overlay's upper directories, and what to do; `None`
+/// if it can.
 fn unfit(fs_name: &str, d_type: bool) -> Option<String> {
     if vellum_sys::probe::is_network(fs_name) {
         return Some(format!(
@@ -590,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn other_peoples_driver_names_are_understood() {
+    fn driver_names_of_other_programs_are_understood() {
         assert_eq!("vfs".parse::<DriverKind>().unwrap(), DriverKind::Native);
         assert_eq!(
             "overlayfs".parse::<DriverKind>().unwrap(),
@@ -601,7 +602,7 @@ mod tests {
                 .parse::<DriverKind>()
                 .unwrap_err()
                 .to_string()
-                .contains("there are overlay2, overlay and native")
+                .contains("known drivers: overlay2, overlay and native")
         );
         for kind in DriverKind::ALL {
             assert_eq!(kind.as_str().parse::<DriverKind>().unwrap(), kind);

@@ -1,20 +1,20 @@
-//! What can go wrong in the store, in the store's own words.
+//! What can go wrong in the store, in the store's own terms.
 //!
-//! One enum for the whole room. Fronts translate it exhaustively in one place of theirs;
-//! [`StoreError::class`] gives them the coarse kind, so that a new variant lands somewhere
-//! sensible. Each text says what was asked and what stood in the way; it never repeats its source,
-//! which `std::error::Error::source` gives.
+//! One enum for the whole crate. Front ends translate it exhaustively in one place of theirs;
+//! [`StoreError::class`] gives them the coarse class, so that a new variant gets a sensible
+//! default. Each text says what was asked and what prevented it; it never repeats its source, which
+//! `std::error::Error::source` gives.
 
 use std::{fmt, io, path::PathBuf};
 
 use vellum_format::Digest;
 
-use crate::{snapshot::Kind, snapshot::SnapshotKey};
+use crate::{snapshot::SnapshotKey, snapshot::SnapshotKind};
 
-/// The result of nearly everything here.
+/// The result of nearly every function here.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// What sort of record an error is about.
+/// What type of record an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A snapshot: a layer, a container's writable tree or a view.
@@ -50,20 +50,20 @@ impl fmt::Display for Subject {
     }
 }
 
-/// The coarse kind of an error: what a status or exit code is chosen from.
+/// The coarse class of an error: what a status or exit code is chosen from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// The named thing is not there.
+    /// It doesn't exist.
     NotFound,
     /// The name is taken.
     AlreadyExists,
-    /// The thing is there, but not in the state the call needs.
+    /// It exists, but not in the state that the call needs.
     FailedPrecondition,
     /// The request itself makes no sense.
     InvalidArgument,
     /// This machine or file system can't do it.
     Unsupported,
-    /// Somebody else is at it; trying again may help.
+    /// Another process is using it; trying again may help.
     Busy,
     /// The disk, the inodes or the quota are used up.
     NoSpace,
@@ -92,13 +92,13 @@ pub enum StoreError {
         /// Its name, made printable.
         name: String,
     },
-    /// A new snapshot was to stand on one that is not a committed layer.
+    /// The parent given for a new snapshot is not a committed layer.
     #[error("parent {parent} is {kind}, and only a committed snapshot can be a parent")]
     ParentNotCommitted {
         /// The parent asked for.
         parent: SnapshotKey,
         /// What it is.
-        kind: Kind,
+        kind: SnapshotKind,
         /// True if the call was a commit: containerd answers the two cases differently.
         committing: bool,
     },
@@ -108,30 +108,30 @@ pub enum StoreError {
         /// The snapshot.
         key: SnapshotKey,
         /// What it is.
-        kind: Kind,
+        kind: SnapshotKind,
     },
-    /// A committed snapshot is a layer: it is not mounted by itself, a view of it is.
+    /// A committed snapshot is a layer: it is mounted through a view, not by itself.
     #[error("snapshot {key} is committed and has no mounts of its own")]
     Committed {
         /// The snapshot.
         key: SnapshotKey,
     },
-    /// The snapshot can't go while others stand on it.
-    #[error("cannot remove snapshot {key}: {children} stand on it, {child} among them")]
+    /// The snapshot can't be removed while it has children.
+    #[error("cannot remove snapshot {key}: it is the parent of {child} (children: {children})")]
     HasChildren {
         /// The snapshot.
         key: SnapshotKey,
-        /// How many stand on it.
+        /// How many children it has.
         children: u64,
         /// One of them.
         child: SnapshotKey,
     },
-    /// Commit named another parent than the one the snapshot was prepared on.
-    #[error("snapshot {key} stands on {has}, not on {asked}")]
+    /// The commit named another parent than the one the snapshot was prepared on.
+    #[error("the parent of snapshot {key} is {has}, not {asked}")]
     ParentMismatch {
         /// The snapshot.
         key: SnapshotKey,
-        /// What it stands on.
+        /// Its parent.
         has: SnapshotKey,
         /// What the caller said.
         asked: SnapshotKey,
@@ -139,11 +139,11 @@ pub enum StoreError {
     /// A record is still referred to.
     #[error("{subject} {name} is in use by {by}")]
     InUse {
-        /// What was to be removed.
+        /// What should have been removed.
         subject: Subject,
         /// Its name.
         name: String,
-        /// Who holds it.
+        /// What uses it.
         by: String,
     },
     /// A request that makes no sense; the text says why.
@@ -157,7 +157,7 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// What was written is not what was announced.
+    /// The bytes written are not those announced.
     #[error("{what}: expected {expected}, got {actual}")]
     DigestMismatch {
         /// What was being written.
@@ -180,20 +180,20 @@ pub enum StoreError {
         /// The newest this program knows.
         known: i64,
     },
-    /// A file of that name is there, but it is none of ours.
+    /// A file of that name exists, but it isn't a store's.
     #[error("{path} is not a vellum store: {why}")]
     NotAStore {
         /// The file or directory.
         path: PathBuf,
-        /// How one can tell.
+        /// How that was detected.
         why: String,
     },
-    /// A driver of that name is not known.
-    #[error("unknown storage driver {name:?}; there are {known}")]
+    /// There is no driver of that name.
+    #[error("unknown storage driver {name:?}; known drivers: {known}")]
     UnknownDriver {
         /// The name.
         name: String,
-        /// Those that there are.
+        /// The names of all drivers.
         known: String,
     },
     /// The file system or the driver can't do it.
@@ -204,11 +204,10 @@ pub enum StoreError {
         /// Why not, and what to do.
         why: String,
     },
-    /// Another process kept the database, or a turn at record files, locked for longer than a call
-    /// waits.
+    /// Another process held a lock on the database or on record files for longer than a call waits.
     #[error("the store {path} stayed locked by another process for {waited_ms} ms")]
     Busy {
-        /// What is locked: the database, a record file or the directory of them.
+        /// What is locked: the database, a record file or the directory that holds them.
         path: PathBuf,
         /// How long the call waited, in milliseconds.
         waited_ms: u64,
@@ -221,16 +220,16 @@ pub enum StoreError {
         /// What is wrong, and the way back.
         why: String,
     },
-    /// What a snapshot stands on can't be told: the database is damaged.
-    #[error("what snapshot {key} stands on can't be told: {why}")]
+    /// The parents of a snapshot can't be determined: the database is damaged.
+    #[error("the parents of snapshot {key} can't be determined: {why}")]
     BrokenParents {
         /// The snapshot.
         key: SnapshotKey,
-        /// A ring, named; a missing snapshot; or too many.
+        /// A cycle, with its members; a missing snapshot; or too many parents.
         why: String,
     },
     /// Something else is in the place of one of the store's own directories: what is deleted or
-    /// made there would not be the store's.
+    /// created there would not be the store's.
     #[error("{path} is not the store's own directory: {why}", path = path.display())]
     Diverted {
         /// The directory.
@@ -243,12 +242,13 @@ pub enum StoreError {
     NoDatabase {
         /// Where it was, or is.
         path: PathBuf,
-        /// What became of it: missing or empty.
+        /// What happened to it: missing or empty.
         state: &'static str,
-        /// How one can tell that there was more.
+        /// What shows that the store was used.
         evidence: &'static str,
     },
-    /// The database is older than what lies beside it, or another store's: nothing may be changed.
+    /// The database is older than what is next to it, or is another store's: nothing may be
+    /// changed.
     #[error("{path} has gone back in time, so nothing in the store is changed: {why}", path = path.display())]
     RolledBack {
         /// The database.
@@ -256,10 +256,10 @@ pub enum StoreError {
         /// What proves it.
         why: String,
     },
-    /// The operating system said no.
+    /// The operating system refused.
     #[error("{op} {path}", path = path.display())]
     Io {
-        /// What was tried: a verb.
+        /// What was attempted: a verb.
         op: &'static str,
         /// On what.
         path: PathBuf,
@@ -270,22 +270,22 @@ pub enum StoreError {
     /// A system call on a tree failed; the text names it and the path.
     #[error(transparent)]
     Sys(#[from] vellum_sys::Error),
-    /// The last write of a transaction failed so that nobody can say yet whether it counts.
+    /// The last write of a transaction failed, and whether the transaction counts is not known yet.
     ///
-    /// Nothing was taken back: the next successful command on the store settles it, and gc takes
-    /// what is left over.
+    /// Nothing was undone: the next successful command on the store settles it, and gc removes what
+    /// is left over.
     #[error(
-        "database: the disk failed at the last step of a change; whether it counts is settled by the next command"
+        "database: the disk failed while a change was committed; the next command finds out whether it counts"
     )]
     Uncertain {
         /// What SQLite said.
         #[source]
         source: rusqlite::Error,
     },
-    /// The database said no.
+    /// The database refused.
     #[error("database: {op}")]
     Database {
-        /// What was tried.
+        /// What was attempted.
         op: &'static str,
         /// What SQLite said.
         #[source]
@@ -294,7 +294,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Returns the coarse kind, from which fronts choose their codes.
+    /// Returns the coarse class, from which front ends choose their codes.
     pub fn class(&self) -> Class {
         match self {
             Self::NotFound { .. } => Class::NotFound,
@@ -340,7 +340,7 @@ impl StoreError {
         }
     }
 
-    /// True if it is the database itself that can't be read, whatever the trees beside it are like.
+    /// True if the database itself can't be read, whatever the state of the trees.
     pub fn lost_its_database(&self) -> bool {
         match self {
             Self::NoDatabase { .. } | Self::RolledBack { .. } | Self::BrokenParents { .. } => true,
@@ -349,7 +349,7 @@ impl StoreError {
         }
     }
 
-    /// True if the file system is mounted read-only, or was made so after an error.
+    /// True if the file system is mounted read-only, or became read-only after an error.
     pub fn is_read_only(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
@@ -361,7 +361,7 @@ impl StoreError {
         }
     }
 
-    /// True if the store can be read and not changed: its file system is read-only or full, or its
+    /// True if the store can be read but not changed: its file system is read-only or full, or its
     /// database has gone back in time.
     pub fn leaves_only_reading(&self) -> bool {
         self.is_read_only()
@@ -395,7 +395,7 @@ fn class_of(source: &io::Error) -> Class {
     }
 }
 
-/// Attaches the verb and the path to an error of the system.
+/// Attaches a verb and a path to a system error.
 pub(crate) trait IoContext<T> {
     fn on(self, op: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
@@ -410,7 +410,7 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
-/// Attaches the verb to an error of the database.
+/// Attaches a verb to a database error.
 pub(crate) trait DbContext<T> {
     fn db(self, op: &'static str) -> Result<T>;
 }

@@ -2,10 +2,10 @@
 //!
 //! A filter is a list of selectors joined by `,`, all of which must match; several filters are
 //! alternatives. A selector is a field (`name`, `parent`, `kind`, `labels.K`, `labels."K"`), alone
-//! (is it there?) or with an operator and a value: `==`, `!=` or `~=` (a regular expression found
+//! (is it present?) or with an operator and a value: `==`, `!=` or `~=` (a regular expression found
 //! anywhere in the value). Values and label names may be quoted with `"`, with Go's backslash
-//! escapes; `~=` also takes `/.../` and `|...|`. `==` and `~=` need the field to be there; `!=`
-//! also matches where it is not. `name` and `parent` are bytes, so are compared as bytes.
+//! escapes; `~=` also takes `/.../` and `|...|`. `==` and `~=` need the field to be present; `!=`
+//! also matches where it is absent. `name` and `parent` are bytes, so they are compared as bytes.
 
 use crate::{
     error::{Result, StoreError},
@@ -28,7 +28,7 @@ enum Field {
     Parent,
     Kind,
     Label(String),
-    /// A field nobody has: never present.
+    /// An unknown field: never present.
     Unknown,
 }
 
@@ -43,7 +43,7 @@ enum Test {
 impl Filter {
     /// Parses one filter. The empty text matches everything.
     ///
-    /// Errors: `BadFilter`, which names the place.
+    /// Errors: `BadFilter`, with the position.
     pub fn parse(text: &str) -> Result<Self> {
         let mut parser = Parser { text, at: 0 };
         let mut selectors = Vec::new();
@@ -68,12 +68,12 @@ impl Filter {
             .collect()
     }
 
-    /// Tells whether `info` passes.
+    /// Returns whether `info` passes.
     pub fn matches(&self, info: &Info) -> bool {
         self.0.iter().all(|selector| selector.matches(info))
     }
 
-    /// Tells whether `info` passes any of `filters`, or there are none.
+    /// Returns whether `info` passes any of `filters`, or there are none.
     pub fn any(filters: &[Self], info: &Info) -> bool {
         filters.is_empty() || filters.iter().any(|filter| filter.matches(info))
     }
@@ -192,7 +192,7 @@ impl Parser<'_> {
         let mut out = String::new();
         loop {
             let Some(c) = self.peek() else {
-                return Err(self.bad("quote without end"));
+                return Err(self.bad("unterminated quote"));
             };
             self.bump(c);
             if c == quote {
@@ -203,7 +203,7 @@ impl Parser<'_> {
                 continue;
             }
             let Some(escaped) = self.peek() else {
-                return Err(self.bad("quote without end"));
+                return Err(self.bad("unterminated quote"));
             };
             self.bump(escaped);
             match escaped {
@@ -227,13 +227,13 @@ mod tests {
     use super::*;
     use crate::{
         driver::{DriverKind, TreeId},
-        snapshot::{Keep, Kind, SnapshotKey},
+        snapshot::{Keep, SnapshotKey, SnapshotKind},
     };
 
     fn sample() -> Info {
         Info {
             key: SnapshotKey::from("default/7/a b"),
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             parent: Some(SnapshotKey::from("p")),
             labels: [("x.y/z", "1"), ("empty", ""), ("v", "a,b")]
                 .map(|(k, v)| (k.into(), v.into()))
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_its_place() {
+    fn a_malformed_filter_is_refused_with_the_position() {
         for bad in [
             "name=x",
             "==x",

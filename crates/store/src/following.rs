@@ -1,12 +1,12 @@
-//! Record files that follow their rows: written right after the transaction, and never left behind
-//! for long.
+//! Record files that follow their rows: written right after the transaction, and never stale for
+//! long.
 //!
 //! A transaction that changes what a record file says puts the file's name on a list in the
-//! database (`records_due`). The file is written next, and synced before the command returns. The
-//! name leaves the list with a later transaction, so that keeping the list costs no sync of its
+//! database (`records_due`). The file is written next, and synced before the command returns. A
+//! later transaction takes the name off the list, so that keeping the list costs no sync of its
 //! own. A command that dies in between leaves a name whose file may be stale: the next one to open
-//! the store looks at it, and writes it anew if it has to. So nobody has to run `check --heal`
-//! after a crash.
+//! the store checks it and rewrites it if necessary. So nobody has to run `check --heal` after a
+//! crash.
 
 use std::{
     collections::HashSet,
@@ -28,14 +28,14 @@ use crate::{
     layout::Layout,
     located::{Located, Shelf, SidecarKind},
     record::TreeRecord,
+    record_lock::RecordLock,
     records, rows,
     sidecar::{self, ContainerFile, ImageFile},
     stamp::{Stamp, contradiction},
     store::Store,
-    turn::Turn,
 };
 
-/// Which record file it is.
+/// The object that a record file describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Follower {
     /// Of a tree.
@@ -56,14 +56,14 @@ impl Follower {
     }
 }
 
-/// Notes in the transaction that changes a record that its file is to be written. Call it once the
-/// change is made.
+/// Notes, in the transaction that changes a record, that its file must be written. Call it after
+/// the change.
 pub(crate) fn due(tx: &Transaction<'_>, follower: &Follower) -> Result<()> {
     let next = generation::stamp(tx)?.generation + 1;
     rows::due::note(tx, &follower.name(), next)
 }
 
-/// Returns the names of all record files that there are to be.
+/// Returns the names of all record files that should exist.
 pub(crate) fn all_names(tx: &Transaction<'_>) -> Result<HashSet<String>> {
     let trees = rows::snapshots::trees(tx)?.into_iter().map(Follower::Tree);
     let images = rows::images::ids(tx)?.into_iter().map(Follower::Image);
@@ -73,10 +73,10 @@ pub(crate) fn all_names(tx: &Transaction<'_>) -> Result<HashSet<String>> {
     Ok(all.map(|follower| follower.name()).collect())
 }
 
-/// Files of the list that say what the database says.
+/// Files on the list that agree with the database.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
-    /// Their names, with the generations that they are right for.
+    /// Their names, with the generations they are correct for.
     files: Mutex<Vec<(String, u64)>>,
     /// Not known to be durable: their writer may have died before its sync.
     unsynced: AtomicBool,
@@ -90,23 +90,24 @@ impl Settled {
         }
     }
 
-    /// Makes them durable before a transaction takes them off the list. What can't be stays on it.
+    /// Makes them durable before a transaction takes them off the list. Those it can't sync stay on
+    /// it.
     pub fn sync(&self, layout: &Layout) {
         if self.unsynced.swap(false, Ordering::Relaxed)
             && let Err(error) = records::sync(layout)
         {
             tracing::debug!(
                 error = with_causes(&error),
-                "record files are looked at again later"
+                "record files will be checked again later"
             );
             sync::lock(&self.files).clear();
         }
     }
 
-    /// Takes them off the list, inside a transaction that changes something anyway. What became due
-    /// again stays on it.
+    /// Takes them off the list, inside a transaction that changes something anyway. Those that
+    /// became due again stay on it.
     pub fn forget(&self, tx: &Transaction<'_>) -> Result<()> {
-        // Should the transaction fail, the next command to open the store looks at them once more.
+        // If the transaction fails, the next command to open the store checks them once more.
         for (name, generation) in sync::lock(&self.files).drain(..) {
             rows::due::forget(tx, &name, generation)?;
         }
@@ -118,7 +119,7 @@ impl Store {
     /// Looks for record files without a row that prove that the database has gone back in time.
     /// Returns the proof.
     ///
-    /// The mark was looked at when the store was opened; this is for what it can't tell after a
+    /// The mark was checked when the store was opened. This finds what the mark can't show after a
     /// power loss.
     pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
         if let Some(why) = self.inner.database.rolled_back() {
@@ -131,7 +132,7 @@ impl Store {
             if name.is_some_and(|name| known.contains(name)) {
                 continue;
             }
-            // One that can't be read proves nothing.
+            // A file that can't be read proves nothing.
             let Ok(Some(written)) = records::read_stamp(&path) else {
                 continue;
             };
@@ -143,16 +144,16 @@ impl Store {
         Ok(None)
     }
 
-    /// Writes these record files from the database, or takes them away with what they were of.
+    /// Writes these record files from the database, or removes them if their objects are gone.
     /// Durable on return.
     ///
-    /// The caller has had the turn since before the change. Failing is no failure of the change,
-    /// which is durable: the next command puts the file right.
+    /// The caller has held their locks since before the change. A failure here doesn't undo the
+    /// change, which is durable: the next command rewrites the file.
     pub(crate) fn follow(&self, followers: &[Follower]) {
         if let Err(error) = self.try_follow(followers) {
             tracing::warn!(
                 error = with_causes(&error),
-                "a record file is not written; the next command puts it right"
+                "cannot write a record file; the next command repairs it"
             );
         }
     }
@@ -172,8 +173,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes one record file from what the database says, and returns the generation that it is
-    /// right for. Not synced.
+    /// Writes one record file from the database, and returns the generation it is correct for. Not
+    /// synced.
     fn write_follower(&self, follower: &Follower) -> Result<u64> {
         let path = self.layout().records().join(follower.name());
         let (content, stamp) =
@@ -185,11 +186,11 @@ impl Store {
         Ok(stamp.generation)
     }
 
-    /// Looks at the record files on the list, and writes those anew that are stale: what a command
-    /// that died has left.
+    /// Checks the record files on the list and rewrites the stale ones, which a command that died
+    /// has left.
     ///
-    /// Called when the store is opened. One whose writer still lives is passed over, and so is
-    /// everything where nothing can be written: the list stays.
+    /// Called when the store is opened. A file whose writer is still alive is skipped, and so is
+    /// everything if nothing can be written: the list stays.
     pub(crate) fn catch_up(&self) {
         let caught = (|| -> Result<()> {
             let due = self.read(rows::due::all)?;
@@ -203,30 +204,27 @@ impl Store {
         if let Err(error) = caught {
             tracing::debug!(
                 error = with_causes(&error),
-                "stale record files are left for later"
+                "stale record files are left for a later command"
             );
         }
     }
 
-    /// Puts one record file right if it is stale. Returns whether it is right now.
+    /// Rewrites one record file if it is stale. Returns whether it is correct now.
     fn catch_up_with(&self, name: &str) -> Result<bool> {
         let Some(follower) = self.read(|tx| follower_of(tx, name))? else {
-            // What it was of is gone; so is the file, or gc takes it.
+            // Its object is gone. So is the file, or gc removes it.
             return Ok(true);
         };
-        let turn = match &follower {
-            Follower::Tree(tree) => Turn::try_at_tree(self, tree)?,
-            Follower::Image(_) | Follower::Container(_) => Turn::try_at_sidecars(self)?,
+        let lock = match &follower {
+            Follower::Tree(tree) => RecordLock::try_of_tree(self, tree)?,
+            Follower::Image(_) | Follower::Container(_) => RecordLock::try_of_sidecars(self)?,
         };
-        let Some(_turn) = turn else {
+        let Some(_lock) = lock else {
             return Ok(false);
         };
         if self.is_stale(&follower)? {
             self.write_follower(&follower)?;
-            tracing::info!(
-                name,
-                "a record file that a crash left stale is written anew"
-            );
+            tracing::info!(name, "rewrote a record file that a crash had left stale");
         }
         Ok(true)
     }
@@ -238,7 +236,7 @@ impl Store {
     }
 }
 
-/// What a record file is to say.
+/// What a record file should say.
 enum Content {
     Tree(Box<TreeRecord>),
     Image(ImageFile),
@@ -278,7 +276,7 @@ fn content(tx: &Transaction<'_>, follower: &Follower) -> Result<Option<Content>>
     })
 }
 
-/// Finds out what a record file of this name is of; `None` if that is gone.
+/// Finds out which object a record file of this name describes; `None` if that is gone.
 fn follower_of(tx: &Transaction<'_>, name: &str) -> Result<Option<Follower>> {
     let located = Shelf::Records.read(name);
     Ok(match located {

@@ -1,10 +1,10 @@
-//! Collecting what nobody needs.
+//! Garbage collection.
 //!
 //! Containers, images, live leases and snapshots kept until removed hold things, and a snapshot
-//! holds all that it stands on: `rows/alive.rs` says who holds what, and `why.rs` puts it in words.
-//! One transaction decides and deletes the records; files go afterwards, so a crash leaves litter
-//! for the next run. What lies on disk without a record is litter too (`gc/litter.rs`), unless its
-//! maker lives (see `tx.rs`).
+//! holds all its ancestors: `rows/alive.rs` says what holds what, and `why.rs` puts it into words.
+//! One transaction decides and deletes the records; files are deleted afterwards, so a crash leaves
+//! litter for the next run. What is on disk without a record is litter too (`gc/litter.rs`), unless
+//! the process that made it is alive (see `tx.rs`).
 
 mod litter;
 
@@ -28,16 +28,16 @@ use crate::{
     tx::Fate,
 };
 
-/// What a collection took away, or would.
+/// What a collection removed, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Garbage {
     /// What it is.
     pub thing: Thing,
-    /// Why nobody needs it.
+    /// Why it is not needed.
     pub why: String,
     /// What it took, where known without looking at every file.
     pub usage: Option<Usage>,
-    /// What became of it.
+    /// What happened to it.
     pub fate: Fate,
 }
 
@@ -50,13 +50,13 @@ pub enum Thing {
     Blob(Digest),
     /// A recipe, by diff id.
     Recipe(Digest),
-    /// A lease whose process is gone or whose time is over; its purpose.
+    /// A lease whose process is gone or that has expired; its purpose.
     Lease(String),
     /// Something on disk without a record.
     Path(PathBuf),
 }
 
-struct Doomed {
+struct Unneeded {
     leases: Vec<(String, String)>,
     snapshots: Vec<rows::snapshots::SnapshotRow>,
     blobs: Vec<(Digest, u64)>,
@@ -64,46 +64,46 @@ struct Doomed {
 }
 
 impl Store {
-    /// Removes everything that nobody needs, and all litter. With `dry_run` only tells what it
-    /// would remove.
+    /// Removes everything that is not needed, and all litter. With `dry_run` it only returns what
+    /// it would remove.
     ///
-    /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what
+    /// Safe alongside running commands of any number of processes. Errors: `Io`, `Database`; what
     /// could not be removed for a reason of its own is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
         }
         self.read(|tx| rows::snapshots::parents(tx)?.all_sound())?;
-        // A database that contradicts itself may have lost what says that something is needed.
+        // A database that contradicts itself may have lost the reason that something is needed.
         if let Some(wrong) = self.check_database()?.into_iter().next() {
             return Err(StoreError::Damaged {
                 what: wrong.what,
                 why: wrong.why,
             });
         }
-        let doomed = if dry_run {
-            self.read(find_doomed)?
+        let unneeded = if dry_run {
+            self.read(find_unneeded)?
         } else {
             self.write_freeing(|tx| {
-                let doomed = find_doomed(tx)?;
-                bury(tx, &doomed)?;
-                Ok(doomed)
+                let unneeded = find_unneeded(tx)?;
+                delete_records(tx, &unneeded)?;
+                Ok(unneeded)
             })?
         };
         let mut garbage = Vec::new();
-        for (_, purpose) in &doomed.leases {
+        for (_, purpose) in &unneeded.leases {
             garbage.push(Garbage {
                 thing: Thing::Lease(purpose.clone()),
-                why: "its process is gone or its time is over".into(),
+                why: "its process is gone or it has expired".into(),
                 usage: None,
                 fate: if dry_run { Fate::Would } else { Fate::Gone },
             });
         }
         let fates = match dry_run {
-            true => vec![Fate::Would; doomed.snapshots.len()],
-            false => self.discard_trees(&doomed.snapshots),
+            true => vec![Fate::Would; unneeded.snapshots.len()],
+            false => self.discard_trees(&unneeded.snapshots),
         };
-        for (row, fate) in doomed.snapshots.into_iter().zip(fates) {
+        for (row, fate) in unneeded.snapshots.into_iter().zip(fates) {
             garbage.push(Garbage {
                 thing: Thing::Snapshot(row.record.key.clone()),
                 why: format!("{}; no image, container or lease needs it", row.record.kind),
@@ -112,7 +112,7 @@ impl Store {
             });
         }
         let layout = self.layout();
-        let blobs = doomed.blobs.into_iter().map(|(digest, bytes)| {
+        let blobs = unneeded.blobs.into_iter().map(|(digest, bytes)| {
             let (thing, why) = (Thing::Blob(digest), "no image or lease needs it");
             (
                 thing,
@@ -122,7 +122,7 @@ impl Store {
                 Located::Blob(digest),
             )
         });
-        let recipes = doomed.recipes.into_iter().map(|(diff_id, bytes)| {
+        let recipes = unneeded.recipes.into_iter().map(|(diff_id, bytes)| {
             let (thing, why) = (Thing::Recipe(diff_id), "no layer has this diff id");
             let located = Located::Recipe(Some(diff_id));
             (thing, why, bytes, layout.recipe(&diff_id), located)
@@ -175,11 +175,11 @@ impl Store {
     }
 }
 
-fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
+fn find_unneeded(tx: &Transaction<'_>) -> Result<Unneeded> {
     rows::snapshots::parents(tx)?.all_sound()?;
     let alive = Alive::now(tx)?;
     let snapshots = alive.unheld_snapshots(tx)?.into_iter();
-    Ok(Doomed {
+    Ok(Unneeded {
         snapshots: snapshots
             .map(|id| rows::snapshots::by_id(tx, id))
             .collect::<Result<_>>()?,
@@ -189,16 +189,16 @@ fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
     })
 }
 
-fn bury(tx: &Transaction<'_>, doomed: &Doomed) -> Result<()> {
-    for (id, _) in &doomed.leases {
+fn delete_records(tx: &Transaction<'_>, unneeded: &Unneeded) -> Result<()> {
+    for (id, _) in &unneeded.leases {
         rows::leases::remove(tx, id)?;
     }
-    let ids: Vec<i64> = doomed.snapshots.iter().map(|row| row.id).collect();
+    let ids: Vec<i64> = unneeded.snapshots.iter().map(|row| row.id).collect();
     rows::snapshots::remove_all(tx, &ids)?;
-    for (digest, _) in &doomed.blobs {
+    for (digest, _) in &unneeded.blobs {
         rows::blobs::remove(tx, digest)?;
     }
-    for (diff_id, _) in &doomed.recipes {
+    for (diff_id, _) in &unneeded.recipes {
         rows::recipes::remove(tx, diff_id)?;
     }
     Ok(())

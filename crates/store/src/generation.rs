@@ -1,21 +1,21 @@
-//! How far the store has come, and how a database that has gone back in time is told from one that
-//! has not.
+//! The store's generation, and how a database that has gone back in time is recognised.
 //!
 //! Each transaction that changes something raises the *generation*, a number in the database. Two
-//! things beside the database follow it. Every record file carries the store's id and the
+//! things outside the database follow it. Every record file carries the store's id and the
 //! generation it was written for: that of the last transaction, or the next one, since the record
-//! of a new tree comes before its row. And the *mark*, the name of an empty file in `generation/`,
-//! says how far the store had come when it was last changed: it is renamed after each commit.
+//! of a new tree is written before its row. And the *mark*, the name of an empty file in
+//! `generation/`, says how far the store was when it was last changed: it is renamed after each
+//! commit.
 //!
-//! Neither can be ahead of the database, but for one step in a record file: the database is synced
+//! Neither can be ahead of the database, except a record file by one step: the database is synced
 //! when the mark moves. So a mark ahead of the database, a record file more than one step ahead, or
-//! either of another store, proves that the database was put back, replaced or damaged since. What
-//! it doesn't know may be all that there is: everything but reading is refused then, and
-//! `check --rebuild` is the way back.
+//! either with another store's id, proves that the database was restored, replaced or damaged
+//! since. What is missing from it may still exist, and may be the only copy: so everything but
+//! reading is refused, and `check --rebuild` is the way back.
 //!
-//! The mark costs one rename and no sync: after a power loss it may be behind, and then the record
-//! files, which are synced, still say the same to the collector and to `check`. Without a mark (a
-//! copy that left it out) the record files are read.
+//! The mark costs one rename and no sync. After a power loss it may be behind, and then the record
+//! files, which are synced, still give the same proof to the collector and to `check`. Without a
+//! mark (a copy that left it out) the record files are read.
 
 use std::{
     ffi::OsStr,
@@ -35,11 +35,11 @@ use crate::{
 use vellum_sys::plain::{self, Links};
 use vellum_sys::sync;
 
-/// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and as many
+/// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and 16
 /// random ones.
 ///
-/// The random half tells whose transaction it was that made the number. The length never changes,
-/// so that raising it needs no room.
+/// The random half says which transaction raised the number. The length never changes, so raising
+/// it needs no space.
 const ROW: &str = "generation";
 
 /// The row that holds the store's id.
@@ -60,12 +60,12 @@ pub(crate) fn raise(tx: &Transaction<'_>) -> Result<Raised> {
     Ok(Raised { generation, text })
 }
 
-/// Returns whether the last transaction that counts is this one.
+/// Returns whether this is the last transaction that counts.
 pub(crate) fn is_last(tx: &Transaction<'_>, raised: &Raised) -> Result<bool> {
     Ok(text(tx)?.as_deref() == Some(raised.text.as_str()))
 }
 
-/// Sets id and generation of a database that is being made.
+/// Sets the id and generation of a database that is being created.
 pub(crate) fn begin(tx: &Transaction<'_>, at: &Stamp) -> Result<()> {
     rows::facts::set(tx, ID, &at.store).db("create")?;
     set(tx, at.generation)
@@ -93,7 +93,7 @@ fn current(tx: &Transaction<'_>) -> Result<u64> {
     })
 }
 
-/// Returns where the database is.
+/// Returns the database's position.
 pub(crate) fn stamp(tx: &Transaction<'_>) -> Result<Stamp> {
     Ok(Stamp {
         store: store_id(tx)?,
@@ -108,11 +108,11 @@ pub(crate) fn store_id(tx: &Transaction<'_>) -> Result<String> {
         .db("read the store's id")
 }
 
-/// The mark: how far the store had come when a process last changed it.
+/// The mark: how far the store was when a process last changed it.
 #[derive(Debug)]
 pub(crate) struct Mark {
     dir: PathBuf,
-    /// The name it was last seen under.
+    /// The name it last had.
     seen: Mutex<Option<Stamp>>,
 }
 
@@ -124,7 +124,7 @@ impl Mark {
         }
     }
 
-    /// No mark, and none is made: of a database that is not in its place yet.
+    /// No mark, and none is created: for a database that is not in place yet.
     pub fn none() -> Self {
         Self {
             dir: PathBuf::new(),
@@ -132,20 +132,21 @@ impl Mark {
         }
     }
 
-    /// Returns what the mark says; `None` without one. Of several (two processes made one at once)
-    /// the furthest counts.
+    /// Returns what the mark says; `None` without one. Of several (two processes created one at
+    /// once) the furthest counts.
     pub fn read(&self) -> Result<Option<Stamp>> {
         let found = furthest(&layout::entries(&self.dir)?);
         *sync::lock(&self.seen) = found.clone();
         Ok(found)
     }
 
-    /// Moves the mark forward to `to`. Failing leaves it behind, which proves less and is no lie.
+    /// Moves the mark forward to `to`. If that fails the mark stays behind, which proves less but
+    /// nothing wrong.
     pub fn advance(&self, to: &Stamp) {
         if let Err(error) = self.try_advance(to) {
             tracing::debug!(
                 error = vellum_sys::with_causes(&error),
-                "the generation's mark stays behind"
+                "cannot advance the generation's mark"
             );
         }
     }
@@ -179,10 +180,9 @@ impl Mark {
         Ok(())
     }
 
-    /// Sets the mark to `to`, whatever it said before: for a database that was made anew or
-    /// migrated.
+    /// Sets the mark to `to`, whatever it said before: for a database that was rebuilt or migrated.
     ///
-    /// One that is there is renamed, which needs neither room nor an inode.
+    /// An existing mark is renamed, which needs neither space nor an inode.
     pub fn reset(&self, to: &Stamp) -> Result<()> {
         let path = self.path(to);
         let mut is_set = false;
@@ -233,11 +233,11 @@ fn parse(path: &Path) -> Option<Stamp> {
     })
 }
 
-/// Looks for a witness against the database at `now`: the mark, or the record files where there is
-/// none.
+/// Looks for proof against the database at `now`: the mark, or the record files if there is no
+/// mark.
 ///
-/// `mark` is what [`Mark::read`] said *before* `now` was read from the database, so that what
-/// others commit in between is no contradiction.
+/// `mark` is what [`Mark::read`] returned *before* `now` was read from the database, so that what
+/// others commit in between is not a contradiction.
 pub(crate) fn witness_against(
     layout: &Layout,
     mark: Option<&Stamp>,
@@ -250,7 +250,7 @@ pub(crate) fn witness_against(
         })),
         None => {
             for path in records::files(layout)? {
-                // One that can't be read says nothing; `check` says so.
+                // A file that can't be read proves nothing; `check` reports it.
                 if let Ok(Some(stamp)) = records::read_stamp(&path)
                     && let Some(why) = contradiction(now, &stamp, 1)
                 {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_never_goes_back_whoever_moves_it() {
+    fn the_mark_never_moves_back() {
         let tmp = tempfile::tempdir().unwrap();
         let layout = Layout::new(tmp.path().to_owned());
         let (one, two) = (Mark::new(&layout), Mark::new(&layout));

@@ -1,16 +1,16 @@
-//! Who else may reach into the store, and whether its directories are its own.
+//! Who else can write to the store, and whether its directories are its own.
 //!
-//! The root is 0700 and all in it belongs to one user. Where a restored backup, a `chmod -R` or an
-//! attacker made it otherwise, others can change what containers run, or lead a deletion astray by
-//! a link. Two grades: a directory of the store that is a link, a file or another file system
-//! *diverts*, and every change of the store is refused by name before it begins ([`own`]); one that
-//! others may write is *exposed*, which is said when the store is opened and by `check`, and mended
-//! by `check --heal`. Deleting itself goes through descriptors that follow nothing (`tx.rs`), so
-//! that what changes after the look gains nothing.
+//! The root is 0700 and everything in it belongs to one user. If a restored backup, a `chmod -R` or
+//! an attacker changed that, others can change what containers run, or lead a deletion astray with
+//! a link. There are two grades. A directory of the store that is a link, a file or another file
+//! system *diverts*: every change of the store is refused with its name before it begins ([`own`]).
+//! One that others may write to is *exposed*: that is reported when the store is opened and by
+//! `check`, and fixed by `check --heal`. Deletion itself uses descriptors and follows nothing
+//! (`tx.rs`), so a change after the check gains nothing.
 //!
-//! The looks are cheap: one statx(2) for each of the store's own few directories, none for its
-//! trees. Access control lists need no look of their own: what one grants to anybody is no more
-//! than the group bits of the mode say.
+//! The checks are cheap: one statx(2) for each of the store's own few directories, none for its
+//! trees. Access control lists need no check of their own: they can't grant more than the group
+//! bits of the mode.
 
 use std::{
     ffi::OsStr,
@@ -26,17 +26,17 @@ use crate::{
     located::{self, Shelf},
 };
 
-/// Those that must lie on the mount of the root itself.
+/// Those that must be on the same mount as the root.
 const MADE_AND_DELETED_IN: [Shelf; 2] = [Shelf::Staging, Shelf::Trash];
 
-/// The directories of a store that are there, as a look at each from the open root gives them.
-struct Places {
+/// The existing directories of a store, with what a look at each from the open root returned.
+struct StoreDirs {
     root: Stat,
     /// Below the root, with what is there: not always a directory.
     below: Vec<(PathBuf, Stat)>,
 }
 
-impl Places {
+impl StoreDirs {
     fn of(layout: &Layout) -> Result<Self> {
         let root = layout::dir(layout.root())?;
         let mut below = Vec::new();
@@ -45,7 +45,7 @@ impl Places {
                 None => root.stat_opt(&path)?,
                 Some(dir) => match root.open_dir(dir) {
                     Ok(dir) => dir.stat_opt(path.file_name().unwrap_or_default())?,
-                    // Missing, or told of by itself.
+                    // Missing, or reported separately.
                     Err(e) if e.is_not_found() || plain::is_wrong_kind(&e) => None,
                     Err(e) => return Err(e.into()),
                 },
@@ -58,7 +58,7 @@ impl Places {
         })
     }
 
-    /// Errors with `Diverted` for the first that is not the store's own.
+    /// Fails with `Diverted` for the first that is not the store's own.
     fn all_own(&self) -> Result<()> {
         for (path, found) in &self.below {
             is_directory(path, found)?;
@@ -73,12 +73,12 @@ impl Places {
     }
 }
 
-/// Errors with `Diverted` if a directory of the store is something else, or another file system is
+/// Fails with `Diverted` if a directory of the store is something else, or another file system is
 /// mounted where things are deleted.
 ///
-/// To be asked before anything is changed.
+/// Call it before anything is changed.
 pub(crate) fn own(layout: &Layout) -> Result<()> {
-    Places::of(layout)?.all_own()
+    StoreDirs::of(layout)?.all_own()
 }
 
 fn is_directory(path: &Path, found: &Stat) -> Result<()> {
@@ -92,7 +92,7 @@ fn is_directory(path: &Path, found: &Stat) -> Result<()> {
     })
 }
 
-/// Errors with `Diverted` if `found` was reached through another mount than the store's root.
+/// Fails with `Diverted` if `found` is on another mount than the store's root.
 pub(crate) fn on_the_store(path: &Path, root: &Stat, found: &Stat) -> Result<()> {
     if found.same_mount(root) {
         return Ok(());
@@ -121,7 +121,7 @@ impl Owners {
         let uid = found.uid;
         if uid != 0 && uid != self.me && Some(uid) != self.store {
             return Some(format!(
-                "it belongs to uid {uid}, so that others may write to it: look at what is in it, then `chown {} {}`",
+                "it belongs to uid {uid}, so others may write to it: inspect its contents, then `chown {} {}`",
                 self.me,
                 path.display()
             ));
@@ -134,19 +134,19 @@ impl Owners {
             false => "",
         };
         Some(format!(
-            "others may write to it (mode {:04o}{by}): look at what is in it; `vellum check --heal` closes it",
+            "others may write to it (mode {:04o}{by}): inspect its contents; `vellum check --heal` fixes the mode",
             found.mode
         ))
     }
 }
 
-/// Returns which of the store's own directories others may write, or are not its own. With `heal`,
-/// modes are put right.
+/// Returns which of the store's own directories others may write to, or are not its own. With
+/// `heal`, modes are repaired.
 pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
-    let places = Places::of(layout)?;
-    let root = exposure(&Owners::new(None), layout.root(), &places.root, heal)?;
+    let dirs = StoreDirs::of(layout)?;
+    let root = exposure(&Owners::new(None), layout.root(), &dirs.root, heal)?;
     let mut found = Vec::from_iter(root);
-    if let Err(StoreError::Diverted { path, why }) = places.all_own() {
+    if let Err(StoreError::Diverted { path, why }) = dirs.all_own() {
         found.push(Finding {
             what: path.display().to_string(),
             why: format!(
@@ -155,22 +155,22 @@ pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
             healed: false,
         });
     }
-    let owners = Owners::new(Some(places.root.uid));
-    for (path, stat) in places.below.iter().filter(|(_, stat)| stat.is_dir()) {
+    let owners = Owners::new(Some(dirs.root.uid));
+    for (path, stat) in dirs.below.iter().filter(|(_, stat)| stat.is_dir()) {
         found.extend(exposure(&owners, path, stat, heal)?);
     }
     Ok(found)
 }
 
-/// Whether others may write to a directory of the store that is none of the few of its own: of a
-/// tree, of a volume.
+/// Whether others may write to a directory inside the store that is not one of its own few: a
+/// tree's, a volume's.
 pub(crate) fn check_inner(layout: &Layout, path: &Path, heal: bool) -> Result<Option<Finding>> {
     match plain::stat(path).map_err(layout::damaged)? {
         Some(found) if found.is_dir() => {
             let store = layout::dir(layout.root())?.stat_self()?.uid;
             exposure(&Owners::new(Some(store)), path, &found, heal)
         }
-        // Told of by whoever needs it.
+        // Reported by the code that needs it.
         _ => Ok(None),
     }
 }
@@ -187,7 +187,8 @@ fn exposure(owners: &Owners, path: &Path, found: &Stat, heal: bool) -> Result<Op
     let foreign = found.uid != 0 && found.uid != owners.me;
     let healed = heal && open && !foreign;
     if healed {
-        // With a list, the group bits are its mask: without them nobody it names may write either.
+        // With an ACL the group bits are its mask: without them nobody that it names may write
+        // either.
         rooted::set_mode_fd(layout::dir(path)?, found.mode & !0o022)?;
     }
     Ok(Some(Finding {
@@ -197,26 +198,26 @@ fn exposure(owners: &Owners, path: &Path, found: &Stat, heal: bool) -> Result<Op
     }))
 }
 
-/// Says of each directory of the store that others may write to it, or that it is not the store's
-/// own, in the log of whoever opens the store. Returns whether all are its own.
+/// Logs each directory of the store that others may write to, or that is not the store's own, for
+/// the process that opens the store. Returns whether all are its own.
 pub(crate) fn warn(layout: &Layout) -> bool {
     match check(layout, false) {
         Ok(found) => found.iter().for_each(|finding| {
             tracing::warn!("the store is not safe: {}: {}", finding.what, finding.why);
         }),
-        Err(error) => tracing::debug!(%error, "not looked at"),
+        Err(error) => tracing::debug!(%error, "the store's directories were not checked"),
     }
     own(layout).is_ok()
 }
 
-/// Takes away what lets others write to a directory that is to become a store's root, if it is
-/// ours: the store's own mode is 0700, and a directory that a plain user made has whatever the
+/// Removes others' write permission from a directory that becomes a store's root, if this user owns
+/// it: the store's own mode is 0700, and a directory that a plain user created has whatever the
 /// umask left.
 pub(crate) fn close_new_root(root: &Path) -> Result<()> {
     const STICKY: u32 = 0o1000;
     let dir = layout::dir(root)?;
     let found = dir.stat_self()?;
-    // A directory like /tmp, with others' things in it, stays as it is; a new tmpfs has the same
+    // A directory like /tmp, with others' files in it, stays as it is. A new tmpfs has the same
     // mode and nothing in it.
     let shared = found.mode & STICKY != 0 && dir.entries()?.next().is_some();
     if found.uid == rustix::process::geteuid().as_raw() && found.mode & 0o022 != 0 && !shared {

@@ -1,4 +1,4 @@
-//! What is recorded of an image. The calls are in `images.rs`.
+//! What is recorded about an image. The calls are in `images.rs`.
 
 use jiff::Timestamp;
 use vellum_format::Digest;
@@ -23,8 +23,7 @@ pub struct ImageLayer {
     pub snapshot: SnapshotKey,
     /// Digest of its uncompressed tar.
     pub diff_id: Digest,
-    /// The blob it came as, where known. Whether the store has it is another question:
-    /// [`crate::Store::blob`].
+    /// The blob it came as, where known. The store may not have it: see [`crate::Store::blob`].
     pub blob: Option<LayerBlob>,
 }
 
@@ -39,7 +38,7 @@ pub struct NewImage {
     pub media_type: String,
     /// Its layers, base first; all committed.
     pub layers: Vec<ImageLayer>,
-    /// Names it gets. A name that another image had moves.
+    /// Names it gets. A name that another image has moves to this one.
     pub tags: Vec<String>,
 }
 
@@ -61,7 +60,7 @@ pub struct ImageRecord {
 }
 
 impl ImageRecord {
-    /// Returns the snapshot that a container of this image stands on; `None` for an image without
+    /// Returns the snapshot that a container of this image is based on; `None` for an image without
     /// layers.
     pub fn top(&self) -> Option<&SnapshotKey> {
         self.layers.last().map(|layer| &layer.snapshot)

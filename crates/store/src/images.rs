@@ -1,5 +1,4 @@
-//! Images and their names: records only. What a manifest or a configuration says is none of this
-//! room's business.
+//! Images and their names: records only. This crate doesn't read manifests or configurations.
 
 use std::iter;
 
@@ -11,9 +10,9 @@ use crate::{
     following::{self, Follower},
     image::{ImageRecord, NewImage},
     lease::{self, LeaseId},
+    record_lock::RecordLock,
     records, rows, sidecar,
     store::Store,
-    turn::Turn,
 };
 
 /// A name that moved from one image to another.
@@ -26,23 +25,23 @@ pub struct MovedTag {
 }
 
 impl Store {
-    /// Records an image and its names in one transaction, and returns the names that moved away
-    /// from other images.
+    /// Records an image and its names in one transaction, and returns the names that other images
+    /// lost to it.
     ///
-    /// Durable on return. An image of the same id is replaced (its manifest may differ), names it
-    /// has stay. Its layers and blobs need no lease any more then. Errors: `NotFound` if a layer or
-    /// blob is not there, `ParentNotCommitted` if a layer is not committed.
+    /// Durable on return. An image of the same id is replaced (its manifest may differ), and the
+    /// names it has stay. Its layers and blobs then need no lease any more. Errors: `NotFound` if a
+    /// layer or blob is missing, `ParentNotCommitted` if a layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let moved = self.write(|tx| put(tx, image))?;
         self.follow_images(image, &moved);
         Ok(moved)
     }
 
-    /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`]
-    /// otherwise.
+    /// Records an image and ends `lease`, all in one transaction. Otherwise like
+    /// [`Store::put_image`].
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let moved = self.write(|tx| {
             let moved = put(tx, image)?;
             lease::end(tx, lease)?;
@@ -69,7 +68,7 @@ impl Store {
         self.read(rows::images::all)
     }
 
-    /// Returns the ids that begin with these hexadecimal digits (of SHA-256, without the colon),
+    /// Returns the ids that begin with these hexadecimal digits (of the SHA-256, after the colon),
     /// sorted.
     pub fn images_by_prefix(&self, hex: &str) -> Result<Vec<Digest>> {
         if hex.is_empty()
@@ -99,7 +98,7 @@ impl Store {
     /// Gives `image` the name `tag` and returns the image that had it before. Durable on return.
     /// Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let before = self.write(|tx| {
             let before = rows::images::by_tag(tx, tag)?;
             if !rows::images::has(tx, image)? {
@@ -117,9 +116,9 @@ impl Store {
         Ok(before)
     }
 
-    /// Takes a name away and returns the image that had it. The image stays. Errors: `NotFound`.
+    /// Removes a name and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = rows::images::by_tag(tx, tag)?
                 .ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
@@ -131,12 +130,12 @@ impl Store {
         Ok(image)
     }
 
-    /// Removes an image and all its names; its layers and blobs go with the next gc unless others
+    /// Removes an image and all its names. The next gc removes its layers and blobs unless others
     /// need them.
     ///
-    /// Errors: `NotFound`; `InUse` while a container was made from it.
+    /// Errors: `NotFound`; `InUse` while a container created from it exists.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = rows::images::find(tx, id)?
                 .ok_or_else(|| StoreError::not_found(Subject::Image, id))?;

@@ -1,9 +1,9 @@
 //! Layers that come from outside: staged, filled by the caller, committed under their chain's name.
 //!
 //! Where the driver stacks (`overlay2`), a layer is filled without knowing its parent, so that all
-//! layers of an image unpack at once; the parent is told at the commit. The other drivers need the
-//! parent's tree first. Several layers are committed with one sync and one transaction; a layer
-//! that somebody else committed meanwhile is found, not stored twice.
+//! layers of an image unpack at once; the parent is given at the commit. The other drivers need the
+//! parent's tree first. Several layers are committed with one sync and one transaction. A layer
+//! that another process has committed by then is returned, not stored twice.
 
 use std::{
     collections::HashMap,
@@ -23,15 +23,15 @@ use crate::{
     layout,
     lease::{self, LeaseId},
     record::TreeRecord,
+    record_lock::RecordLock,
     rows,
-    snapshot::{Info, Keep, Kind, Labels, MountFeatures, SnapshotKey},
+    snapshot::{Info, Keep, Labels, MountFeatures, SnapshotKey, SnapshotKind},
     snapshots::{Placed, Undo, chain, check_create, own, parent_row},
     store::Store,
-    turn::Turn,
     tx::Staged,
 };
 
-/// A layer being filled. Dropped uncommitted, it is taken away.
+/// A layer being filled. Dropping it uncommitted removes it.
 #[derive(Debug)]
 pub struct StagedLayer {
     staged: Staged,
@@ -41,18 +41,18 @@ pub struct StagedLayer {
 }
 
 impl StagedLayer {
-    /// Returns the directory to unpack into: there, its mode 0755, absolute.
+    /// Returns the directory to unpack into: it exists, with mode 0755; the path is absolute.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Returns how the tar's marks are to be written there.
+    /// Returns how the tar's marks must be written there.
     pub fn marks(&self) -> LayerMarks {
         self.record.driver.marks()
     }
 }
 
-/// A file being written under `staging/`, taken away when dropped unpublished.
+/// A file being written under `staging/`. Dropping it unpublished removes it.
 #[derive(Debug)]
 pub struct StagedFile {
     pub(crate) staged: Staged,
@@ -76,7 +76,7 @@ impl Write for StagedFile {
     }
 }
 
-/// What a filled layer is to be recorded as.
+/// How a filled layer is recorded.
 #[derive(Debug)]
 pub struct LayerCommit {
     /// Its name: the chain id's text.
@@ -85,7 +85,7 @@ pub struct LayerCommit {
     pub parent: Option<SnapshotKey>,
     /// Its labels.
     pub labels: Labels,
-    /// Who ends its life.
+    /// What ends its life.
     pub keep: Keep,
     /// Digest of its uncompressed tar.
     pub diff_id: Option<Digest>,
@@ -95,7 +95,8 @@ pub struct LayerCommit {
     pub recipe: Option<StagedFile>,
     /// The lease to hold it.
     pub lease: Option<LeaseId>,
-    /// Marks it carries beyond whiteouts and opaque directories; `None` for what came out of a tar.
+    /// Marks it carries besides whiteouts and opaque directories; `None` for what came out of a
+    /// tar.
     pub features: Option<MountFeatures>,
 }
 
@@ -116,18 +117,18 @@ impl LayerCommit {
     }
 }
 
-/// What became of a committed layer.
+/// The result of committing a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registered {
     /// It is recorded.
     New(Info),
-    /// A layer of that name was there already (and is now held by the lease, if one was given); the
+    /// A layer of that name existed already (and is now held by the lease, if one was given); the
     /// staged one is gone.
     Existing(Info),
 }
 
 impl Registered {
-    /// Returns what is recorded, either way.
+    /// Returns what is recorded in either case.
     pub fn info(&self) -> &Info {
         match self {
             Self::New(info) | Self::Existing(info) => info,
@@ -151,14 +152,14 @@ impl Store {
         }
     }
 
-    /// Makes an empty staged file, for a recipe.
+    /// Creates an empty staged file, for a recipe.
     pub fn stage_file(&self) -> Result<StagedFile> {
         self.inner.database.refuse_if_rolled_back()?;
         let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
         Ok(StagedFile { staged, file })
     }
 
-    /// Stages an empty layer whose parent is told at the commit. `driver`: `None` for the store's
+    /// Stages an empty layer whose parent is given at the commit. `driver`: `None` for the store's
     /// default.
     ///
     /// Errors: `Unsupported` for drivers that don't stack: use [`Store::stage_layer_on`] there,
@@ -175,9 +176,9 @@ impl Store {
     }
 
     /// Stages a layer on `parent`, which must be committed, in the parent's driver (the store's
-    /// default for none).
+    /// default without a parent).
     ///
-    /// With a driver that does not stack, the parent's full tree is in it when this returns.
+    /// With a driver that doesn't stack, it holds the parent's full tree when this returns.
     pub fn stage_layer_on(&self, parent: Option<&SnapshotKey>) -> Result<StagedLayer> {
         let (kind, parents) = self.read(|tx| {
             let row = parent_row(tx, parent)?;
@@ -202,12 +203,12 @@ impl Store {
             driver,
             kind,
             &SnapshotKey::from("(staged)"),
-            Kind::Committed,
+            SnapshotKind::Committed,
             &parents,
         )?;
         let new = NewTree {
             id: &record.tree,
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             link: record.link.as_ref(),
             parents: &parents,
         };
@@ -221,7 +222,7 @@ impl Store {
         })
     }
 
-    /// Commits one staged layer. As [`Store::commit_layers`].
+    /// Commits one staged layer, like [`Store::commit_layers`].
     pub fn commit_layer(&self, layer: StagedLayer, commit: LayerCommit) -> Result<Registered> {
         let mut done = self.commit_layers(vec![(layer, commit)])?;
         done.pop()
@@ -230,19 +231,18 @@ impl Store {
 
     /// Commits staged layers, parents before their children, with one sync and one transaction.
     ///
-    /// All or none is recorded, and durable on return, data first. A layer whose name is there
-    /// already is dropped and reported as existing. Errors: `NotFound` or `ParentNotCommitted`
-    /// (parent), `Unsupported` if a parent lies in another driver, `Io`; staged layers are then
-    /// gone.
+    /// Records all or none, durable on return, data first. A layer whose name exists already is
+    /// dropped and reported as existing. Errors: `NotFound` or `ParentNotCommitted` (parent),
+    /// `Unsupported` if a parent uses another driver, `Io`; the staged layers are then gone.
     pub fn commit_layers(
         &self,
         layers: Vec<(StagedLayer, LayerCommit)>,
     ) -> Result<Vec<Registered>> {
         let mut batch: HashMap<SnapshotKey, (DriverKind, Vec<TreeRef>)> = HashMap::new();
         let mut ready = Vec::with_capacity(layers.len());
-        // A parent found in place of the batch's own comes to the files later. Nobody else knows
-        // these trees yet, so nobody waits.
-        let mut turns = Vec::with_capacity(layers.len());
+        // If an existing layer replaces a parent from the batch, the files learn that later. No
+        // other process knows these trees yet, so nobody waits.
+        let mut locks = Vec::with_capacity(layers.len());
         for (layer, commit) in layers {
             let (driver_kind, parents) = match &commit.parent {
                 None => (layer.record.driver, Vec::new()),
@@ -259,8 +259,8 @@ impl Store {
                     })?,
                 },
             };
-            let (one, turn) = self.make_ready(layer, commit, driver_kind, parents.clone())?;
-            turns.push(turn);
+            let (one, lock) = self.make_ready(layer, commit, driver_kind, parents.clone())?;
+            locks.push(lock);
             let mut chain = vec![own(&one.placed.record)];
             chain.extend(parents);
             batch.insert(one.commit.name.clone(), (driver_kind, chain));
@@ -298,8 +298,8 @@ impl Store {
             }
         }
         for mut record in recorded {
-            // The parent may have been found in place of the batch's own: then what is derived from
-            // it is put right.
+            // An existing layer may have replaced a parent from the batch: then what is derived
+            // from the parent is repaired.
             let (row, parents) = self.read(|tx| {
                 let row = rows::snapshots::get(tx, &record.key)?;
                 let parents = rows::snapshots::ancestors(tx, row.id)?;
@@ -316,7 +316,7 @@ impl Store {
                 )?;
             }
         }
-        drop(turns);
+        drop(locks);
         Ok(done)
     }
 
@@ -326,7 +326,7 @@ impl Store {
         mut commit: LayerCommit,
         driver_kind: DriverKind,
         parents: Vec<TreeRef>,
-    ) -> Result<(Ready, Turn<'static>)> {
+    ) -> Result<(Ready, RecordLock<'static>)> {
         let StagedLayer {
             mut staged,
             mut record,
@@ -336,7 +336,7 @@ impl Store {
         if driver_kind != record.driver {
             return Err(StoreError::Unsupported {
                 what: format!("layer {} staged for {}", commit.name, record.driver),
-                why: format!("its parent lies in {driver_kind}; stage it for that driver"),
+                why: format!("its parent uses {driver_kind}; stage it for that driver"),
             });
         }
         let driver = driver::driver(driver_kind);
@@ -364,13 +364,13 @@ impl Store {
         let undo = Undo::new(self, &record);
         let new = NewTree {
             id: &record.tree,
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             link: record.link.as_ref(),
             parents: &parents,
         };
         staged.publish(&self.layout().tree(record.driver, &record.tree))?;
         driver.link(self.layout(), &new)?;
-        let turn = Turn::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
+        let lock = RecordLock::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
         let recipe_facts = match (&mut commit.recipe, &commit.diff_id) {
             (None, _) => None,
             (Some(_), None) => {
@@ -380,8 +380,7 @@ impl Store {
             }
             (Some(recipe), Some(diff_id)) => {
                 let facts = RecipeFacts::of(recipe)?;
-                // It may take the place of one that is in use, which a power loss must not leave
-                // empty.
+                // It may replace one that is in use, which a power loss must not leave empty.
                 order_data(&recipe.file, data_order(&recipe.file)?)?;
                 recipe
                     .staged
@@ -394,13 +393,13 @@ impl Store {
             commit,
             recipe_facts,
         };
-        Ok((ready, turn))
+        Ok((ready, lock))
     }
 
     fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {
         let record = &one.placed.record;
         if let Some(row) = rows::snapshots::find(tx, &record.key)?
-            && row.record.kind == Kind::Committed
+            && row.record.kind == SnapshotKind::Committed
         {
             if let Some(lease) = &one.commit.lease {
                 lease::hold_snapshot(tx, lease, row.id)?;

@@ -1,11 +1,11 @@
-//! Where things lie under the store's root: every path the room uses is made here, and read in
+//! The paths under the store's root: every path that this crate uses is made here, and parsed in
 //! `located.rs`.
 //!
-//! The root is 0700 and belongs to the store alone, so whole paths serve; but whatever stands in
-//! the place of a file or directory of the store is opened only if it is one (`vellum_sys::plain`),
-//! by the functions here: no link is followed, no pipe waited for. What lies *inside* a tree is
-//! entered through a directory descriptor (see `walk.rs`). The names are part of the on-disk format
-//! (`docs/format.md`): changing one orphans what older programs wrote.
+//! The root is 0700 and belongs to the store alone, so whole paths can be used. But the functions
+//! here open a file or directory of the store only if it is one (`vellum_sys::plain`): they follow
+//! no link and wait for no pipe. What is *inside* a tree is entered through a directory descriptor
+//! (see `walk.rs`). The names are part of the on-disk format (`docs/format.md`): changing one
+//! orphans what older programs wrote.
 
 use std::{
     fs::{self, File},
@@ -38,7 +38,7 @@ impl Layout {
         Self { root }
     }
 
-    /// The layout of the store at `root`, which need not be there; the links that lead to it are
+    /// The layout of the store at `root`, which need not exist. The links that lead to it are
     /// resolved now, so that none is followed later.
     pub fn find(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).on("find", root)?;
@@ -61,14 +61,14 @@ impl Layout {
         self.root.join(DATABASE)
     }
 
-    /// Refuses a database, or a companion of it, that is no regular file: SQLite would follow a
-    /// link and wait for a pipe.
+    /// Refuses a database, or a file that accompanies it, that is not a regular file: SQLite would
+    /// follow a link and wait for a pipe.
     pub fn check_database(&self) -> Result<()> {
         for suffix in [""].iter().chain(&DATABASE_COMPANIONS) {
             let mut path = self.database().into_os_string();
             path.push(suffix);
             let path = PathBuf::from(path);
-            // Looked at only: an open of ours that is closed again would let go of SQLite's locks.
+            // Only a look: opening and closing the file here would release SQLite's locks.
             if let Some(found) = plain::stat(&path).map_err(damaged)?
                 && !found.is_file()
             {
@@ -131,8 +131,8 @@ impl Layout {
         self.shelf(Shelf::Volumes)
     }
 
-    /// Tells what `path` is, which may be absolute or relative to the root; `None` if it does not
-    /// lie in the store.
+    /// Says what `path` is, which may be absolute or relative to the root; `None` if it is not in
+    /// the store.
     pub fn locate(&self, path: &Path) -> Option<Located> {
         let absolute = self.root().join(path);
         let below = absolute.strip_prefix(self.root()).ok()?;
@@ -145,7 +145,7 @@ impl Layout {
     }
 
     /// Returns everything on a shelf that is not a shelf itself, sorted by name; nothing if the
-    /// shelf is not there.
+    /// shelf is missing.
     pub fn holds(&self, shelf: Shelf) -> Result<Vec<(PathBuf, Located)>> {
         let is_shelf = |path: &Path| Shelf::all().any(|other| self.shelf(other) == path);
         let read = |path: PathBuf| {
@@ -158,7 +158,7 @@ impl Layout {
         Ok(entries.into_iter().map(read).collect())
     }
 
-    /// Makes the directories that every store has; those that are there stay as they are.
+    /// Creates the directories that every store has; existing ones are unchanged.
     pub fn create(&self) -> Result<()> {
         make_dir(&self.root, 0o700)?;
         for dir in [self.staging(), self.trash(), self.records(), self.recipes()] {
@@ -171,8 +171,8 @@ impl Layout {
     }
 }
 
-/// Returns the paths of a directory's entries; none if it is not there. Errors: `Damaged` if it is
-/// no directory but a link, say.
+/// Returns the paths of a directory's entries; none if it is missing. Errors: `Damaged` if it is
+/// not a directory, but a link for example.
 pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let list = match self::dir(dir) {
         Ok(list) => list,
@@ -187,8 +187,8 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Makes a directory of exactly `mode`, whatever the umask, unless it is there. Errors: `Damaged`
-/// if something else is.
+/// Creates a directory of exactly `mode`, whatever the umask, unless it exists. Errors: `Damaged`
+/// if something else has its name.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     let (parent, name) = match plain::place("make", path, Links::Nowhere) {
         Err(e) if e.is_not_found() => {
@@ -238,7 +238,7 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
     }
 }
 
-/// True if a directory has this name. Errors: `Damaged` if a directory on the way is none.
+/// True if a directory has this name. Errors: `Damaged` if something on the way is not a directory.
 pub(crate) fn is_dir(path: &Path) -> Result<bool> {
     let found = plain::stat(path).map_err(damaged)?;
     Ok(found.is_some_and(|found| found.is_dir()))
@@ -259,11 +259,11 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// More than the record of any tree, image or container takes.
+/// Larger than the record of any tree, image or container.
 const SMALL_BYTES: u64 = 64 << 20;
 
-/// Returns the whole of a small file of the store; `None` if there is none. Errors: `Damaged` if it
-/// is no regular file, or a huge one.
+/// Returns all of a small file of the store; `None` if there is none. Errors: `Damaged` if it is
+/// not a regular file, or a huge one.
 pub(crate) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
     match plain::read(path, SMALL_BYTES, Links::Nowhere) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -273,8 +273,8 @@ pub(crate) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Opens a file or directory to be locked: a file for writing where that is possible, since NFS
-/// gives no exclusive lock of one otherwise (EBADF). A directory's lock it leaves to this machine.
-/// `None` if it is neither: nobody of ours has a lock of such.
+/// gives no exclusive lock on it otherwise (EBADF). NFS leaves a directory's lock to this machine.
+/// `None` if it is neither: no process of ours locks that.
 pub(crate) fn open_to_lock(path: &Path) -> Result<Option<File>> {
     let missing = || StoreError::Io {
         op: "open",
@@ -297,7 +297,7 @@ pub(crate) fn open_to_lock(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Turns "it is a named pipe, not a regular file" into damage; other errors stay what they are.
+/// Turns "it is a named pipe, not a regular file" into damage; other errors are unchanged.
 pub(crate) fn damaged(error: vellum_sys::Error) -> StoreError {
     match plain::is_wrong_kind(&error) {
         true => StoreError::Damaged {

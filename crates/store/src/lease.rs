@@ -1,7 +1,8 @@
 //! Leases: what keeps things from gc while a process is still putting them together.
 //!
-//! A lease lives as long as its process (told by pid, start time and boot, so that a reused pid
-//! keeps nothing), or until a time. It holds snapshots with all they stand on, blobs and recipes.
+//! A lease lives as long as its process (identified by pid, start time and boot, so that a reused
+//! pid keeps nothing), or until a time. It holds snapshots with all their ancestors, blobs and
+//! recipes.
 
 use std::fmt;
 
@@ -22,7 +23,7 @@ use crate::{
 pub struct LeaseId(pub(crate) String);
 
 impl LeaseId {
-    /// Names a lease made elsewhere.
+    /// Names a lease created elsewhere.
     pub fn new(id: impl Into<String>) -> Self {
         Self(id.into())
     }
@@ -57,8 +58,8 @@ pub enum Life {
 
 /// What a lease can hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// A snapshot and all it stands on.
+pub enum LeaseResource {
+    /// A snapshot and all its ancestors.
     Snapshot(SnapshotKey),
     /// A blob.
     Blob(Digest),
@@ -79,9 +80,9 @@ impl Lease {
         &self.id
     }
 
-    /// Holds `held` from now on, and tells whether it is there: if so, it stays there. Durable on
-    /// return.
-    pub fn hold(&self, held: &Held) -> Result<bool> {
+    /// Holds `held` from now on, and returns whether it exists: if so, it will not be removed.
+    /// Durable on return.
+    pub fn hold(&self, held: &LeaseResource) -> Result<bool> {
         self.store.hold(&self.id, held)
     }
 }
@@ -96,8 +97,8 @@ impl Drop for Lease {
 }
 
 impl Store {
-    /// Begins a lease that lives as long as this process and the returned value. `purpose` is for
-    /// people.
+    /// Begins a lease that lives as long as this process and the returned value. `purpose` is shown
+    /// to people.
     pub fn lease(&self, purpose: &str) -> Result<Lease> {
         let id = self.begin_lease(purpose, Life::Process)?;
         Ok(Lease {
@@ -106,15 +107,15 @@ impl Store {
         })
     }
 
-    /// Begins a lease of any life. Durable on return.
+    /// Begins a lease with any lifetime. Durable on return.
     pub fn begin_lease(&self, purpose: &str, life: Life) -> Result<LeaseId> {
         let id = LeaseId::unused();
         self.begin_lease_as(&id, purpose, life)?;
         Ok(id)
     }
 
-    /// As [`Store::begin_lease`], under a name that the caller has noted before, so that a crash in
-    /// between leaves no lease that nobody knows of.
+    /// Like [`Store::begin_lease`], under a name that the caller has noted before, so that a crash
+    /// in between leaves no unknown lease.
     pub fn begin_lease_as(&self, id: &LeaseId, purpose: &str, life: Life) -> Result<()> {
         let (expires, process) = match life {
             Life::Process => (None, Some(Process::this()?)),
@@ -127,26 +128,26 @@ impl Store {
         self.write(|tx| insert(tx, id, purpose, expires, process.as_ref()))
     }
 
-    /// Ends a lease; one that is not there is no error. Durable on return.
+    /// Ends a lease; a missing one is not an error. Durable on return.
     pub fn end_lease(&self, id: &LeaseId) -> Result<()> {
         self.write(|tx| end(tx, id))
     }
 
-    /// Holds `held` under `lease`, and tells whether it is there. Errors: `NotFound` (lease).
-    pub fn hold(&self, lease: &LeaseId, held: &Held) -> Result<bool> {
+    /// Holds `held` under `lease`, and returns whether it exists. Errors: `NotFound` (lease).
+    pub fn hold(&self, lease: &LeaseId, held: &LeaseResource) -> Result<bool> {
         self.write(|tx| {
             exists(tx, lease)?;
             match held {
-                Held::Snapshot(key) => match rows::snapshots::find(tx, key)? {
+                LeaseResource::Snapshot(key) => match rows::snapshots::find(tx, key)? {
                     None => Ok(false),
                     Some(row) => hold_snapshot(tx, lease, row.id).map(|()| true),
                 },
-                // What is not there is held all the same: it may be coming.
-                Held::Blob(digest) => {
+                // What is missing is held all the same: it may be about to arrive.
+                LeaseResource::Blob(digest) => {
                     hold_digest(tx, lease, digest)?;
                     rows::blobs::has(tx, digest)
                 }
-                Held::Recipe(diff_id) => {
+                LeaseResource::Recipe(diff_id) => {
                     hold_digest(tx, lease, diff_id)?;
                     rows::recipes::has(tx, diff_id)
                 }
@@ -188,7 +189,7 @@ pub(crate) fn hold_snapshot(tx: &Transaction<'_>, lease: &LeaseId, id: i64) -> R
     rows::leases::hold_snapshot(tx, &lease.0, id)
 }
 
-/// Holds a blob or recipe, which need not be there.
+/// Holds a blob or recipe, which need not exist.
 pub(crate) fn hold_digest(tx: &Transaction<'_>, lease: &LeaseId, digest: &Digest) -> Result<()> {
     exists(tx, lease)?;
     rows::leases::hold_digest(tx, &lease.0, digest)

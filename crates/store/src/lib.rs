@@ -1,14 +1,14 @@
 //! The store: snapshots, content and records, joined by transactions that a crash can't tear.
 //!
-//! This room keeps trees and what is known about them. It never mounts (it hands out
-//! [`TreeParts`]), knows no tar and no wire format, and decides nothing about images but which
-//! records belong together. Start reading at `tx.rs`, which holds the one idea: *a record never
+//! This crate keeps trees and what is known about them. It never mounts (it hands out
+//! [`TreeParts`]), knows neither tar nor any wire format, and about images it decides only which
+//! records belong together. Start reading at `tx.rs`, which holds the central idea: *a record never
 //! points at a missing or unsynced tree*.
 //!
 //! Layers, writable trees and views are [snapshots](snapshot); layers are committed ones, named by
 //! the text of their chain id. Metadata is an SQLite database that many processes use at once; the
-//! trees lie beside it in the layout of their [driver]. What lies where on disk is told in
-//! `docs/format.md`.
+//! trees are next to it in the layout of their [driver]. `docs/format.md` describes what is where
+//! on disk.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -36,6 +36,7 @@ mod process;
 mod quota;
 mod rebuild;
 mod record;
+mod record_lock;
 mod records;
 mod rows;
 mod schema;
@@ -44,7 +45,6 @@ pub mod snapshot;
 mod snapshots;
 mod stamp;
 mod store;
-mod turn;
 mod tx;
 mod walk;
 mod why;
@@ -61,10 +61,12 @@ pub use gc::{Garbage, Thing};
 pub use image::{ImageLayer, ImageRecord, LayerBlob, NewImage};
 pub use images::MovedTag;
 pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
-pub use lease::{Held, Lease, LeaseId, Life};
+pub use lease::{Lease, LeaseId, LeaseResource, Life};
 pub use located::directories;
 pub use rebuild::Rebuilt;
-pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
+pub use snapshot::{
+    Info, Keep, LabelChange, Labels, MountFeatures, SnapshotKey, SnapshotKind, Usage,
+};
 pub use snapshots::{Commit, Count, PrepareOptions, Settle, Sweep};
 pub use store::{Store, StoreOptions};
 pub use tx::Fate;

@@ -1,12 +1,12 @@
-//! What a path below the store's root is: names are read here, as `layout.rs` makes them.
+//! What a path below the store's root is: this module parses the names that `layout.rs` makes.
 //!
-//! Everything that the store makes lies on one of a few shelves, and its name there says what it
-//! is. `Layout::locate` reads one path, `Layout::holds` lists a shelf, and `rows::is_recorded` asks
-//! the database about what was found. The collector, a rebuild, `check` and `why` all read names
-//! through this module, so that they can't disagree about one. It looks at names alone: whether a
-//! file or a directory has the name, and what is in it, is the caller's to find out.
+//! Everything that the store creates is on one of a few shelves, and its name there says what it
+//! is. `Layout::locate` parses one path, `Layout::holds` lists a shelf, and `rows::is_recorded`
+//! asks the database about what was found. The collector, a rebuild, `check` and `why` all parse
+//! names through this module, so they can't disagree about one. It looks at names alone: the caller
+//! finds out whether a file or a directory has the name, and what is in it.
 //!
-//! A name that the store never makes is a [`Located::Stranger`], which everyone leaves alone.
+//! A name that the store never makes is a [`Located::Stranger`], which everything leaves alone.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use vellum_format::Digest;
 
 use crate::driver::{self, DriverKind, LinkId, TreeId};
 
-/// A directory of the store whose entries are all of one kind.
+/// A directory of the store whose entries are all of one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shelf {
     /// The trees of a driver.
@@ -28,7 +28,7 @@ pub(crate) enum Shelf {
     Volumes,
     Staging,
     Trash,
-    /// The mark of how far the store has come.
+    /// The mark of the generation.
     Generation,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Located {
     Recipe(Option<Digest>),
     /// A volume, or something in it.
     Volume(String),
-    /// Something that a command is making.
+    /// Something that a command is creating.
     Staged,
     /// Something that waits to be deleted.
     Trashed,
@@ -57,22 +57,22 @@ pub(crate) enum Located {
     Shelf(Shelf),
     /// A directory that holds shelves of blobs, or held some.
     Content,
-    /// The root, the database and its companions, the mark.
+    /// The root, the database and the files that accompany it, the mark.
     Own,
-    /// Space kept back for a full disk.
+    /// Space reserved for a full disk.
     Reserve,
     /// A database that a rebuild set aside.
     OldDatabase,
-    /// Nothing of the store's making.
+    /// Something that the store didn't create.
     Stranger,
 }
 
-/// What a record file is of that is not a tree's.
+/// The type of a record file that is not a tree's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SidecarKind {
     /// An image: the digest in the name is its id.
     Image,
-    /// A container: ids are the caller's, so the name has the digest of its id.
+    /// A container: the caller chooses its id, so the name has the id's digest.
     Container,
 }
 
@@ -84,14 +84,14 @@ impl SidecarKind {
         }
     }
 
-    /// Tells the kind by a file's name.
+    /// Returns the type that a file's name says.
     pub fn of(name: &str) -> Option<Self> {
         [Self::Image, Self::Container]
             .into_iter()
             .find(|kind| name.starts_with(kind.prefix()))
     }
 
-    /// Returns the name of the file of what has this digest.
+    /// Returns the name of the file for this digest.
     pub fn file_name(self, digest: &Digest) -> String {
         format!("{}{}.json", self.prefix(), digest.hex())
     }
@@ -111,13 +111,13 @@ pub(crate) const CONTENT_UNUSED: &str = "content/sha512";
 
 pub(crate) const DATABASE: &str = "vellum.db";
 
-/// What SQLite keeps beside a database, by what it adds to the name.
+/// The files that SQLite keeps next to a database, by the suffix of their names.
 pub(crate) const DATABASE_COMPANIONS: [&str; 3] = ["-journal", "-wal", "-shm"];
 
 pub(crate) const RESERVE: &str = "reserve";
 
 impl Shelf {
-    /// All of them; the trees come before what is named after them.
+    /// All of them; trees come before what is named after them.
     pub fn all() -> impl Iterator<Item = Self> {
         let links = |kind: &DriverKind| driver::driver(*kind).links().is_some();
         let trees = DriverKind::ALL.into_iter().map(Self::Trees);
@@ -150,7 +150,7 @@ impl Shelf {
         }
     }
 
-    /// Tells what has this name on the shelf.
+    /// Says what has this name on the shelf.
     pub fn read(self, name: &str) -> Located {
         let tree = |name: &str| TreeId::try_from(name.to_owned()).ok();
         let found = match self {
@@ -176,14 +176,14 @@ impl Shelf {
     }
 }
 
-/// Returns the names of a store's own directories right below its root.
+/// Returns the names of a store's own directories directly below its root.
 pub fn directories() -> Vec<PathBuf> {
     let mut dirs = own_dirs();
     dirs.retain(|dir| dir.iter().count() == 1);
     dirs
 }
 
-/// Returns the store's own directories below its root, each after the one that it lies in.
+/// Returns the store's own directories below its root, each after its parent.
 pub(crate) fn own_dirs() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = vec![CONTENT.into(), CONTENT_UNUSED.into()];
     dirs.extend(Shelf::all().map(Shelf::dir));
@@ -192,9 +192,9 @@ pub(crate) fn own_dirs() -> Vec<PathBuf> {
 }
 
 impl Located {
-    /// Tells what `below` is, a path from the store's root on.
+    /// Says what `below` is, a path relative to the store's root.
     pub fn of(below: &Path) -> Self {
-        // The deepest shelf on the way is the one: short names lie on a shelf among trees.
+        // The deepest shelf on the way counts: short names are on a shelf among trees.
         let shelf = Shelf::all()
             .filter(|shelf| below.starts_with(shelf.dir()))
             .max_by_key(|shelf| shelf.dir().iter().count());
@@ -211,7 +211,7 @@ impl Located {
     }
 }
 
-/// Tells what a path is that lies on no shelf.
+/// Says what a path that is on no shelf is.
 fn outside_shelves(below: &Path) -> Located {
     let Some(text) = below.to_str() else {
         return Located::Stranger;
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_layout_makes_is_read_as_what_it_is() {
+    fn paths_from_layout_are_located_as_what_they_are() {
         let layout = Layout::new("/store".into());
         let tree = TreeId::random();
         let digest = Digest::of(b"x");

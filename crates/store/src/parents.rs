@@ -1,10 +1,9 @@
-//! What snapshots stand on, looked at as a whole: rings, missing parents, chains of absurd length.
+//! The parents of all snapshots together: cycles, missing parents, chains of absurd length.
 //!
-//! A database that went bad may say that a snapshot stands on itself, by whatever detour. Following
-//! parents one by one would then never end. `rows::snapshots::ancestors` is the one place that
-//! follows them, and it stops with what is said here; `check` and a rebuild look at all of them at
-//! once, in time that grows with their number alone. [`survey`] is pure and knows neither database
-//! nor files.
+//! A damaged database may say that a snapshot is its own ancestor. Following parents one by one
+//! would then never end. `rows::snapshots::ancestors` is the one place that follows them, and it
+//! stops with the errors defined here; `check` and a rebuild look at all of them at once, in time
+//! linear in their number. [`survey`] is pure and knows neither database nor files.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -13,33 +12,33 @@ use crate::{
     snapshot::SnapshotKey,
 };
 
-/// The most snapshots that one may stand on. Docker allows 125 layers and a kernel mount 500; only
-/// a damaged record says more.
+/// The maximum number of ancestors. Docker allows 125 layers and a kernel mount 500; only a damaged
+/// record says more.
 pub(crate) const MOST: usize = 4096;
 
-/// One thing that is wrong with parents.
+/// One fault among the parents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault<K> {
-    /// Each stands on the next, and the last on the first.
-    Ring(Vec<K>),
-    /// `child` stands on `parent`, which is not there.
+    /// The parent of each is the next, and the parent of the last is the first.
+    Cycle(Vec<K>),
+    /// The parent of `child` is `parent`, which is missing.
     Missing { child: K, parent: K },
-    /// The first of a chain that stands on more than [`MOST`].
+    /// The first of a chain that has more than [`MOST`] ancestors.
     Deep(K),
 }
 
-/// What a look at all parents gave.
+/// The result of a look at all parents.
 pub(crate) struct Survey<K> {
-    /// How many snapshots each one stands on, if that can be told.
+    /// How many ancestors each one has, if that can be determined.
     pub depths: HashMap<K, usize>,
-    /// What is wrong. What has no depth stands on one of these.
+    /// What is wrong. Whatever has no depth descends from one of these.
     pub faults: Vec<Fault<K>>,
 }
 
-/// Looks at everything in `parents`, which maps each to what it stands on.
+/// Looks at everything in `parents`, which maps each snapshot to its parent.
 pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>) -> Survey<K> {
     enum Mark {
-        /// On the way that is being followed, at this place.
+        /// On the path being followed, at this position.
         Here(usize),
         Sound(usize),
         Broken,
@@ -51,14 +50,14 @@ pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>)
     let mut way: Vec<K> = Vec::new();
     for start in all {
         let mut at = start;
-        // Down to something known, to the ground, or to where it goes wrong; `below` is the depth
-        // that the last of the way gets.
+        // Down to a known snapshot, the base, or a fault; `below` is the depth of the last one on
+        // the path.
         let mut below = loop {
             match marks.get(&at) {
                 Some(Mark::Sound(depth)) => break Some(depth + 1),
                 Some(Mark::Broken) => break None,
                 Some(Mark::Here(from)) => {
-                    faults.push(Fault::Ring(way[*from..].to_vec()));
+                    faults.push(Fault::Cycle(way[*from..].to_vec()));
                     break None;
                 }
                 None => {}
@@ -73,7 +72,7 @@ pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>)
                     faults.push(Fault::Missing { child, parent });
                     break None;
                 }
-                // Only what is in the map is followed.
+                // Only keys of the map are followed.
                 None => break None,
             }
         };
@@ -97,33 +96,33 @@ pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>)
 }
 
 impl<K> Fault<K> {
-    /// Says what is wrong, each thing called by `name`.
+    /// Describes the fault, with each snapshot named by `name`.
     pub fn words(&self, name: impl Fn(&K) -> String) -> String {
         match self {
-            Self::Ring(ring) => {
+            Self::Cycle(cycle) => {
                 const SHOWN: usize = 4;
-                let mut words: Vec<String> = ring.iter().take(SHOWN).map(&name).collect();
-                if ring.len() > SHOWN {
-                    words.push(format!("{} others", ring.len() - SHOWN));
+                let mut words: Vec<String> = cycle.iter().take(SHOWN).map(&name).collect();
+                if cycle.len() > SHOWN {
+                    words.push(format!("{} others", cycle.len() - SHOWN));
                 }
-                words.extend(ring.first().map(&name));
-                format!("they stand on each other in a ring: {}", words.join(" on "))
+                words.extend(cycle.first().map(&name));
+                format!("the parents form a cycle: {}", words.join(" -> "))
             }
             Self::Missing { child, parent } => {
                 format!(
-                    "{} stands on {}, which is missing",
+                    "the parent of {} is {}, which is missing",
                     name(child),
                     name(parent)
                 )
             }
-            Self::Deep(first) => format!("{} stands on more than {MOST} snapshots", name(first)),
+            Self::Deep(first) => format!("{} has more than {MOST} ancestors", name(first)),
         }
     }
 
-    /// One that it is about.
+    /// One of the snapshots it is about.
     pub fn subject(&self) -> Option<&K> {
         match self {
-            Self::Ring(ring) => ring.first(),
+            Self::Cycle(cycle) => cycle.first(),
             Self::Missing { child, .. } => Some(child),
             Self::Deep(first) => Some(first),
         }
@@ -146,7 +145,7 @@ impl Parents {
         }
     }
 
-    /// True for a snapshot whose parents could not be told when they were read.
+    /// True for a snapshot whose parents could not be determined when they were read.
     pub fn is_broken(&self, id: i64) -> bool {
         self.keys.contains_key(&id) && !self.survey.depths.contains_key(&id)
     }
@@ -168,21 +167,21 @@ impl Parents {
         }
     }
 
-    /// Nothing may be judged to be unneeded while it can't be told what stands on it. Errors:
+    /// Nothing may be judged unneeded while the descendants of anything are unknown. Errors:
     /// `BrokenParents`.
     pub fn all_sound(&self) -> Result<()> {
         self.errors().next().map_or(Ok(()), Err)
     }
 
-    /// Returns why the ancestors of row `id` can't be told, which `rows::snapshots::ancestors` has
-    /// just met.
+    /// Returns why the ancestors of row `id` can't be determined, a fault that
+    /// `rows::snapshots::ancestors` has just met.
     pub fn fault_of(&self, id: i64) -> StoreError {
         let key = self.keys.get(&id).cloned();
         StoreError::BrokenParents {
             key: key.unwrap_or_else(|| SnapshotKey::from("?")),
             why: match self.errors().next() {
                 Some(StoreError::BrokenParents { why, .. }) => why,
-                _ => format!("it stands on more than {MOST} snapshots"),
+                _ => format!("it has more than {MOST} ancestors"),
             },
         }
     }
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn depths_are_counted_from_the_ground() {
+    fn depths_are_counted_from_the_base() {
         let found = of(&[
             (1, None),
             (2, Some(1)),
@@ -211,21 +210,21 @@ mod tests {
     }
 
     #[test]
-    fn every_ring_is_named_once_and_what_stands_on_it_has_no_depth() {
+    fn every_cycle_is_named_once_and_its_descendants_have_no_depth() {
         for length in [1, 2, 3, 1000, 100_000u32] {
             let mut pairs: Vec<_> = (0..length)
                 .map(|at| (at, Some((at + 1) % length)))
                 .collect();
-            // A tail on the ring, a sound one beside it, and a second ring.
+            // A tail on the cycle, a sound chain next to it, and a second cycle.
             pairs.extend([(200_000, Some(0)), (200_001, Some(200_000))]);
             pairs.extend([(300_000, None), (300_001, Some(300_000))]);
             pairs.extend([(400_000, Some(400_001)), (400_001, Some(400_000))]);
             let found = of(&pairs);
             assert_eq!(found.faults.len(), 2, "{length}");
-            let Fault::Ring(ring) = &found.faults[0] else {
+            let Fault::Cycle(cycle) = &found.faults[0] else {
                 panic!("{:?}", found.faults[0]);
             };
-            assert_eq!(ring.len(), length as usize);
+            assert_eq!(cycle.len(), length as usize);
             assert_eq!(found.depths, HashMap::from([(300_000, 0), (300_001, 1)]));
         }
     }
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_may_be_as_long_as_the_most_and_no_longer() {
+    fn a_chain_may_have_the_maximum_length_and_no_more() {
         let chain =
             |length: u32| -> Vec<_> { (0..length).map(|at| (at, at.checked_sub(1))).collect() };
         let most = u32::try_from(MOST).unwrap();
@@ -255,16 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_told_in_words_of_bounded_length() {
+    fn the_text_about_a_cycle_has_bounded_length() {
         let name = |id: &u32| format!("s{id}");
         let words = |fault: &Fault<u32>| fault.words(name);
         assert_eq!(
-            words(&Fault::Ring(vec![5])),
-            "they stand on each other in a ring: s5 on s5"
+            words(&Fault::Cycle(vec![5])),
+            "the parents form a cycle: s5 -> s5"
         );
         assert_eq!(
-            words(&Fault::Ring((0..100).collect())),
-            "they stand on each other in a ring: s0 on s1 on s2 on s3 on 96 others on s0"
+            words(&Fault::Cycle((0..100).collect())),
+            "the parents form a cycle: s0 -> s1 -> s2 -> s3 -> 96 others -> s0"
         );
     }
 }

@@ -1,8 +1,9 @@
-//! Whether a process still runs: told by pid, start time and boot, so that a reused pid is another.
+//! Whether a process still runs. It is identified by pid, start time and boot, so that a process
+//! with a reused pid is another one.
 
 use crate::error::Result;
 
-/// A process that can't be taken for another.
+/// A process that can't be confused with another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
     pub pid: i64,
@@ -22,7 +23,7 @@ impl Process {
         })
     }
 
-    /// Tells whether this very process still runs.
+    /// Returns whether this very process still runs.
     pub fn lives(&self) -> bool {
         self.boot == boot_id() && start_of(self.pid) == Some(self.start)
     }
@@ -36,7 +37,8 @@ fn boot_id() -> String {
 
 fn start_of(pid: i64) -> Option<i64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The command stands in parentheses and may contain anything: fields count from the last one.
+    // The command is in parentheses and may contain anything: fields are counted after the last
+    // one.
     let rest = &stat[stat.iter().rposition(|&b| b == b')')? + 1..];
     let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace();
     let state = fields.next()?;

@@ -1,7 +1,7 @@
 //! The size limit of a writable tree: a project quota, where the file system keeps them.
 //!
-//! A tree with a limit gets a project number of its own; what is made in it inherits the number.
-//! Numbers are drawn at random from a high range and taken only if the file system counts nothing
+//! A tree with a limit gets a project number of its own, which everything created in it inherits.
+//! Numbers are chosen at random from a high range, and used only if the file system counts nothing
 //! under them, since other programs (Docker, administrators) number projects from below.
 
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::{
     layout,
 };
 
-/// Projects are drawn from here upwards.
+/// Project numbers start here.
 const FIRST: u32 = 1 << 24;
 
-/// Limits the still empty directory `tree` to `bytes`.
+/// Limits the size of `tree`, which is still empty, to `bytes`.
 ///
 /// Errors: `Unsupported`, with what the file system of `home` lacks.
 pub(crate) fn limit(home: &Path, tree: &Path, bytes: u64) -> Result<()> {
@@ -34,7 +34,7 @@ pub(crate) fn limit(home: &Path, tree: &Path, bytes: u64) -> Result<()> {
             "counts project quotas, but does not enforce them; mount it with `prjquota`"
         }
         ProjectQuota::Off => {
-            "keeps no project quotas; it takes XFS or ext4 (`mkfs -O quota,project`) mounted with `prjquota`"
+            "keeps no project quotas; use XFS or ext4 (`mkfs -O quota,project`) mounted with `prjquota`"
         }
         ProjectQuota::Denied => "does not let this user set project quotas",
     };
@@ -44,14 +44,14 @@ pub(crate) fn limit(home: &Path, tree: &Path, bytes: u64) -> Result<()> {
     })
 }
 
-/// Lifts the limit of a tree that is about to be removed, so that its number counts as free again.
+/// Lifts the limit of a tree that is about to be removed, so that its number is free again.
 pub(crate) fn lift(tree: &Path) {
     let lifted = layout::dir(tree).and_then(|dir| match quota::project(&dir)? {
         0 => Ok(()),
         project => Ok(quota::set_limit(&dir, project, 0, 0)?),
     });
     if let Err(error) = lifted {
-        tracing::debug!(%error, "the limit stays with an unused project number");
+        tracing::debug!(%error, "cannot lift the limit of an unused project number");
     }
 }
 

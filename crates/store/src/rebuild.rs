@@ -1,14 +1,13 @@
-//! Making a lost database anew from the record files beside the trees.
+//! Rebuilds a lost database from the record files next to the trees.
 //!
-//! What lies on disk is looked at first and put into the new database in one transaction; the
-//! database is filled under `staging/` and takes the place of the old one as a whole, so that a
-//! kill leaves the store without a database, or with the old one, and never with half of one. The
-//! same putting back serves a migration, for trees that an older database knows nothing of.
-//! Whatever comes back is held by a lease called `rebuilt`, and as long as there is that lease gc
-//! takes nothing that has no row: what could not be put back is not deleted before an operator has
-//! looked.
+//! It first looks at what is on disk, then writes it into the new database in one transaction. The
+//! database is filled under `staging/` and replaces the old one as a whole, so a kill leaves the
+//! store without a database, or with the old one, never with half of one. The same code restores
+//! trees that an older database doesn't know during a migration. A lease called `rebuilt` holds
+//! whatever is restored. As long as it exists, gc removes nothing that has no row: what could not
+//! be restored is not deleted before an operator has looked.
 
-mod found;
+mod recoverable;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use found::Found;
+pub(crate) use recoverable::Recoverable;
 use rusqlite::Transaction;
 use vellum_sys::with_causes;
 
@@ -44,10 +43,10 @@ use crate::{
     tx::Staged,
 };
 
-/// What the lease is called that holds what a rebuild put back.
+/// The purpose of the lease that holds what a rebuild restored.
 pub(crate) const PURPOSE: &str = "rebuilt";
 
-/// What a rebuild brought back.
+/// What a rebuild restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// Snapshots.
@@ -60,21 +59,21 @@ pub struct Rebuilt {
     pub blobs: u64,
     /// Volumes.
     pub volumes: u64,
-    /// Where the old database was put, if there was one.
+    /// Where the old database was moved, if there was one.
     pub old_database: Option<PathBuf>,
-    /// What could not be brought back, and why.
+    /// What could not be restored, and why.
     pub lost: Vec<Finding>,
 }
 
 impl Store {
-    /// Makes the database anew from the trees' own records, after moving what is left of the old
-    /// one aside.
+    /// Rebuilds the database from the trees' own records, after moving what is left of the old one
+    /// aside.
     ///
-    /// For a database that is lost, broken or older than its trees; nothing else may use the store
-    /// meanwhile. Snapshots, images, names, containers, blobs, recipes and volumes come back;
-    /// leases do not. Trees and blobs that turn out damaged are left where they are and reported.
-    /// The store keeps its id. On a full disk the room comes from the reserve. Errors: `Busy`,
-    /// `Io`, `Database`; the old database is then where it was.
+    /// For a database that is lost, broken or older than its trees. Nothing else may use the store
+    /// at the same time. Snapshots, images, names, containers, blobs, recipes and volumes are
+    /// restored; leases are not. Trees and blobs that turn out to be damaged are left in place and
+    /// reported. The store keeps its id. On a full disk the space comes from the reserve. Errors:
+    /// `Busy`, `Io`, `Database`; the old database is then where it was.
     pub fn rebuild(options: &StoreOptions) -> Result<(Self, Rebuilt)> {
         let layout = Layout::find(&options.root)?;
         hands::own(&layout)?;
@@ -91,8 +90,8 @@ impl Store {
         Ok((store, rebuilt))
     }
 
-    /// Ends the lease that [`Store::rebuild`] left, so that gc may take what nothing else needs.
-    /// False: there is none.
+    /// Ends the lease that [`Store::rebuild`] left, so that gc may remove what nothing else needs.
+    /// Returns false if there is none.
     pub fn end_rebuilt_lease(&self) -> Result<bool> {
         let ids = self.read(rebuilt_leases)?;
         for id in &ids {
@@ -102,7 +101,7 @@ impl Store {
     }
 }
 
-/// Returns the leases of rebuilds that nobody has looked at yet.
+/// Returns the leases of rebuilds that an operator hasn't ended yet.
 pub(crate) fn rebuilt_leases(tx: &Transaction<'_>) -> Result<Vec<LeaseId>> {
     let all = rows::leases::all(tx)?.into_iter();
     Ok(all
@@ -116,11 +115,11 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
     let root = fs::File::open(layout.root()).on("open", layout.root())?;
     let again = root.try_clone().on("open", layout.root())?;
     let patience = std::time::Duration::from_millis(options.busy_timeout_ms);
-    let _only_one = crate::turn::wait(again, layout.root(), patience)?;
+    let _only_one = crate::record_lock::wait(again, layout.root(), patience)?;
 
     let mark = Mark::new(layout);
     let at = where_to_go_on(layout, &mark)?;
-    let found = Found::all(layout)?;
+    let found = Recoverable::all(layout)?;
     let (mut staged, file) = Staged::file(layout, TreeId::random().as_str())?;
     database::write_without_copies(&file);
     let mut rebuilt = Rebuilt::default();
@@ -129,8 +128,8 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
         database.write(|tx| found.put_back(tx, layout, &mut rebuilt))?;
     }
     file.sync_all().on("sync", staged.path())?;
-    // No file is left to speak against the new database: neither of another store nor of a later
-    // generation.
+    // No file may be left that proves the new database wrong: none of another store, none of a
+    // later generation.
     for path in records::files(layout)? {
         let stamp = records::read_stamp(&path).ok().flatten();
         if stamp.is_none_or(|stamp| stamp.store != at.store) {
@@ -148,7 +147,7 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
 fn where_to_go_on(layout: &Layout, mark: &Mark) -> Result<Stamp> {
     let mut stamps: Vec<Stamp> = mark.read()?.into_iter().collect();
     for path in records::files(layout)? {
-        // One that can't be read is reported with what it was of.
+        // A file that can't be read is reported with its object.
         stamps.extend(records::read_stamp(&path).ok().flatten());
     }
     let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
@@ -174,7 +173,7 @@ fn where_to_go_on(layout: &Layout, mark: &Mark) -> Result<Stamp> {
     })
 }
 
-/// Puts the new database in the old one's place. Returns the old one's new name, if there was one.
+/// Puts the new database in place of the old one. Returns the old one's new name, if there was one.
 fn swap_in(layout: &Layout, new: &mut Staged) -> Result<Option<PathBuf>> {
     let database = layout.database();
     let companion = |suffix: &str| suffixed(&database, suffix);
@@ -183,7 +182,7 @@ fn swap_in(layout: &Layout, new: &mut Staged) -> Result<Option<PathBuf>> {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         let from = companion(suffix);
         if suffix == "-journal" && !is_hot(&from) {
-            // Nothing in it belongs to the old database, and its room serves the new one.
+            // Nothing in it belongs to the old database, and its space serves the new one.
             continue;
         }
         let to = companion(&format!(".{now}{suffix}"));
@@ -200,7 +199,7 @@ fn swap_in(layout: &Layout, new: &mut Staged) -> Result<Option<PathBuf>> {
     Ok(old)
 }
 
-/// Tells whether a journal may hold what a transaction that was cut short has to take back.
+/// Returns whether a journal may hold what an interrupted transaction must roll back.
 fn is_hot(journal: &Path) -> bool {
     use std::os::unix::fs::OpenOptionsExt;
     let mut first = [0];
@@ -212,9 +211,8 @@ fn is_hot(journal: &Path) -> bool {
         .is_ok_and(|()| first != [0])
 }
 
-impl Found {
-    /// Puts all of it into the database, held by a lease. What does not fit is added to what is
-    /// lost.
+impl Recoverable {
+    /// Writes all of it into the database, held by a lease. What fails is added to `lost`.
     pub fn put_back(
         mut self,
         tx: &Transaction<'_>,
@@ -262,8 +260,8 @@ impl Found {
         Ok(())
     }
 
-    /// Parents before their children. What stands on itself, by whatever detour, or on something
-    /// that is missing is lost.
+    /// Parents before their children. A snapshot is lost if it is its own ancestor, or an ancestor
+    /// is missing.
     fn put_back_trees(
         &mut self,
         tx: &Transaction<'_>,
@@ -284,7 +282,7 @@ impl Found {
                 Some(parent) => {
                     match (numbers.get(parent), rows::snapshots::by_tree(tx, parent)?) {
                         (Some(below), _) => Some(*below),
-                        // Known before, where this is a migration.
+                        // Known already, in a migration.
                         (None, Some(row)) => {
                             ids.insert(parent, row.id);
                             None
@@ -316,7 +314,7 @@ impl Found {
                 Some(parent) => ids.get(parent).copied().map(Some).ok_or(()),
             };
             let Ok(parent) = parent else {
-                let why = "what it stands on is missing, or can't be told";
+                let why = "an ancestor is missing, or its ancestors can't be determined";
                 rebuilt.lost.push(finding(&record.key, why, false));
                 continue;
             };
@@ -351,7 +349,7 @@ fn each_by_itself(
     tx.execute_batch(end).db("rebuild")?;
     match done {
         Ok(()) => Ok(Ok(())),
-        // Want of room is no property of the thing.
+        // A lack of space says nothing about the step.
         Err(error) if error.class() == Class::NoSpace => Err(error),
         Err(error) => Ok(Err(with_causes(&error))),
     }
@@ -370,17 +368,17 @@ fn put_back_image(tx: &Transaction<'_>, file: ImageFile) -> Result<()> {
     rows::images::set_added(tx, &image.id, added)
 }
 
-/// Says what an older database does not know that a newer program has recorded, if there is
-/// anything: then it was put back.
+/// Says what a newer program has recorded that this older database doesn't know, if anything: then
+/// the database was restored from a copy.
 ///
-/// A program of before generations leaves records without a stamp, and takes over the others' as
-/// they are.
+/// A program without generations writes records without a stamp, and leaves others' stamps as they
+/// are.
 pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option<String>> {
     for (path, located) in layout.holds(Shelf::Records)? {
         let Located::Record(_) = located else {
             continue;
         };
-        // One that can't be read proves nothing.
+        // A file that can't be read proves nothing.
         let Ok(Some((record, Some(stamp)))) = TreeRecord::read(&path) else {
             continue;
         };
@@ -391,7 +389,7 @@ pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option
             .is_some_and(|row| row.record.key == record.key && row.record.kind == record.kind);
         if !is_known {
             return Ok(Some(format!(
-                "{}: it was written at generation {} by a newer vellum, and the database does not know it so",
+                "{}: a newer vellum wrote it at generation {}, and the database has no row for it",
                 path.display(),
                 stamp.generation
             )));

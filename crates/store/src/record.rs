@@ -1,9 +1,9 @@
-//! Each tree's own record, `records/<tree>.json`: enough to build the database anew from the trees
+//! Each tree's own record, `records/<tree>.json`: enough to rebuild the database from the trees
 //! alone.
 //!
-//! The database is the authority; these files follow it and are read only by `rebuild`, `check` and
-//! what judges a tree without a row. The file of a new tree is written before the database says so,
-//! and synced together with the tree, so a recorded tree always has one; a changed one is written
+//! The database is the authority. These files follow it, and are read only by `rebuild`, `check`
+//! and the code that judges a tree without a row. The file of a new tree is written before its row,
+//! and synced together with the tree, so a recorded tree always has one. A changed one is written
 //! after its row. See `records.rs`.
 
 use std::{fs, path::Path};
@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     layout::Layout,
     records::{self, VERSION},
-    snapshot::{Keep, Kind, Labels, MountFeatures, SnapshotKey, Usage},
+    snapshot::{Keep, Labels, MountFeatures, SnapshotKey, SnapshotKind, Usage},
     stamp::Stamp,
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct TreeRecord {
     version: u32,
     pub tree: TreeId,
     pub driver: DriverKind,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub key: SnapshotKey,
     /// The parent's tree, not its key: keys change at commit.
     pub parent: Option<TreeId>,
@@ -42,11 +42,11 @@ pub(crate) struct TreeRecord {
     pub size_limit_bytes: Option<u64>,
 }
 
-/// What [`TreeRecord::new`] can't guess.
+/// What [`TreeRecord::new`] can't derive.
 pub(crate) struct Identity {
     pub tree: TreeId,
     pub driver: DriverKind,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub key: SnapshotKey,
     pub parent: Option<TreeId>,
     pub link: Option<LinkId>,
@@ -95,13 +95,13 @@ impl TreeRecord {
         records::replace(layout, &layout.record(&self.tree), self, stamp)
     }
 
-    /// Reads a record and what it was written for; `None` if there is none.
+    /// Reads a record and its stamp; `None` if there is none.
     pub fn read(path: &Path) -> Result<Option<(Self, Option<Stamp>)>> {
         records::read(path)
     }
 }
 
-/// A key in JSON: text where it is text, else hexadecimal.
+/// A key in JSON: as text if it is text, otherwise in hexadecimal.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum KeyForm {
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_survives_the_round_trip_with_any_key() {
+    fn a_record_with_any_key_survives_the_round_trip() {
         for key in [
             SnapshotKey::from("sha256:abc"),
             SnapshotKey::new(b"a\xff\0b".as_slice()),
@@ -150,7 +150,7 @@ mod tests {
             let record = TreeRecord::new(Identity {
                 tree: TreeId::random(),
                 driver: DriverKind::Native,
-                kind: Kind::Active,
+                kind: SnapshotKind::Active,
                 key,
                 parent: Some(TreeId::random()),
                 link: Some(LinkId::random()),

@@ -1,15 +1,15 @@
-//! Record files: what the database says about one tree, image or container, beside the trees, in
+//! Record files: what the database says about one tree, image or container, next to the trees in
 //! `records/`.
 //!
-//! With them a database that is lost comes back whole ([`crate::record`] is a tree's,
-//! [`crate::sidecar`] has those of images and containers). Here is how any of them is written and
-//! read. A file is replaced by a rename, and its bytes are on their way to the disk before it has
-//! the name: after a power loss there is the old file or the new one, never an empty one. The names
-//! are durable after [`sync`], once for all that a command has written.
+//! With them a lost database can be restored completely ([`crate::record`] has those of trees,
+//! [`crate::sidecar`] those of images and containers). This module writes and reads them. A file is
+//! replaced by a rename, and its bytes are on their way to the disk before it has the name: after a
+//! power loss there is the old file or the new one, never an empty one. The names are durable after
+//! [`sync`], once for all that a command has written.
 //!
-//! Each file carries a [`Stamp`], which tells when it was written; see `generation.rs`. Programs
-//! that know no stamps pass over it, so that going back to one of them stays possible: its own
-//! rebuild reads these files.
+//! Each file carries a [`Stamp`], which says when it was written; see `generation.rs`. Programs
+//! without stamps ignore it, so going back to one of them stays possible: its own rebuild reads
+//! these files.
 
 use std::{
     fs,
@@ -33,16 +33,16 @@ use crate::{
     tx::Staged,
 };
 
-/// The form of every record file. An older program refuses a newer one; fields that it may pass
-/// over don't raise it.
+/// The format of every record file. An older program refuses a newer one; fields that it can ignore
+/// don't raise the number.
 pub(crate) const VERSION: u32 = 1;
 
-/// A record as it stands in its file.
+/// A record as it is in its file.
 #[derive(Serialize, Deserialize)]
 struct Stamped<T> {
     #[serde(flatten)]
     record: T,
-    /// Absent in files of programs that knew no generations.
+    /// Absent in files of programs without generations.
     #[serde(flatten)]
     stamp: Option<Stamp>,
 }
@@ -67,10 +67,10 @@ pub(crate) fn create<T: Serialize>(path: &Path, record: &T, stamp: &Stamp) -> Re
     Ok(file)
 }
 
-/// Replaces a record file, or makes it: after a crash there is the old one or the new one. Durable
-/// after [`sync`].
+/// Replaces a record file, or creates it: after a crash there is the old one or the new one.
+/// Durable after [`sync`].
 ///
-/// The new file is locked until the returned value is dropped, and was before it had the name.
+/// The new file is locked before it has the name, and until the returned value is dropped.
 pub(crate) fn replace<T: Serialize>(
     layout: &Layout,
     path: &Path,
@@ -78,7 +78,7 @@ pub(crate) fn replace<T: Serialize>(
     stamp: &Stamp,
 ) -> Result<fs::File> {
     let bytes = to_bytes(record, stamp)?;
-    // Staged under a lock like everything else: a sweep by another process must not take it.
+    // Staged under a lock like everything else: a sweep by another process must not remove it.
     let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
     file.write_all(&bytes).on("write", staged.path())?;
     order_data(&file, data_order(&file)?)?;
@@ -86,17 +86,17 @@ pub(crate) fn replace<T: Serialize>(
     Ok(file)
 }
 
-/// Makes the names of all record files durable, and with [`replace`] what they lead to.
+/// Makes the names of all record files durable, and the files that [`replace`] wrote.
 pub(crate) fn sync(layout: &Layout) -> Result<()> {
     sync_dir(&layout.records())
 }
 
-/// Removes a record file; one that is not there is no error.
+/// Removes a record file; a missing one is not an error.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     plain::unlink(path).map(drop).map_err(layout::damaged)
 }
 
-/// Reads a record file and what it was written for; `None` if there is none. Errors: `Damaged`.
+/// Reads a record file and its stamp; `None` if there is none. Errors: `Damaged`.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Option<Stamp>)>> {
     let Some(bytes) = layout::read_small(path)? else {
         return Ok(None);
@@ -108,7 +108,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Option
     let version: Version = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     if version.version > VERSION {
         return Err(damaged(format!(
-            "written by a newer vellum (form {}, known is {VERSION})",
+            "written by a newer vellum (format {}, this one knows {VERSION})",
             version.version
         )));
     }
@@ -116,18 +116,18 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Option
     Ok(Some((found.record, found.stamp)))
 }
 
-/// Says how a record file differs from what it is to say, if it does.
+/// Says how a record file differs from the record it should hold, if it does.
 pub(crate) fn differs<T: DeserializeOwned + PartialEq>(path: &Path, expect: &T) -> Option<String> {
     match read::<T>(path) {
         Ok(Some((found, _))) if found == *expect => None,
-        Ok(Some(_)) => Some("not what the database says".to_owned()),
+        Ok(Some(_)) => Some("differs from the database".to_owned()),
         Ok(None) => Some("missing".to_owned()),
         Err(e) => Some(with_causes(&e)),
     }
 }
 
-/// Writes a record file anew as it is, with another stamp. One that can't be read stays, for
-/// `check` to tell.
+/// Rewrites a record file unchanged but for its stamp. One that can't be read stays, for `check` to
+/// report.
 pub(crate) fn restamp(layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()> {
     type Fields = serde_json::Map<String, serde_json::Value>;
     match read::<Fields>(path) {
@@ -141,8 +141,7 @@ pub(crate) fn restamp(layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()>
     }
 }
 
-/// Reads what a record file was written for; `None` if it does not say, or is not there. Errors:
-/// `Damaged`.
+/// Reads a record file's stamp; `None` if it has none, or doesn't exist. Errors: `Damaged`.
 pub(crate) fn read_stamp(path: &Path) -> Result<Option<Stamp>> {
     #[derive(Deserialize)]
     struct Nothing {}

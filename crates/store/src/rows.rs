@@ -1,8 +1,8 @@
 //! Rows of the database as values and back: all SQL but the schema's own is here, one file a table.
 //!
-//! A function here does one thing to one table and knows what its columns hold; which of them
-//! belong together in a transaction, and what is allowed, its callers know. What holds on to what,
-//! over all tables, is in `alive`. A test sees to it that no statement stands elsewhere.
+//! A function here does one thing to one table and knows what its columns hold. Its callers know
+//! which of them belong together in a transaction, and what is allowed. What holds what, across all
+//! tables, is in `alive`. A test checks that there is no statement elsewhere.
 
 pub(crate) mod alive;
 pub(crate) mod blobs;
@@ -33,7 +33,7 @@ fn damaged(what: &str) -> impl Fn(&dyn std::fmt::Display) -> StoreError + '_ {
     }
 }
 
-/// Parses a text column into a type that proves it.
+/// Parses a text column into a validated type.
 pub(crate) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T> {
     text.parse().map_err(|e| damaged("digest")(&e))
 }
@@ -47,9 +47,9 @@ pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| StoreError::Invalid(e.to_string()))
 }
 
-/// Returns the present as nanoseconds since 1970.
+/// Returns the current time in nanoseconds since 1970.
 pub(crate) fn now_ns() -> i64 {
-    // 2262 is the end of this column; a clock beyond it is held there.
+    // 2262 is the end of this column; a later clock is clamped to it.
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
@@ -71,7 +71,7 @@ fn list<T>(
     rows.map(|row| row.db(op)).collect()
 }
 
-/// Returns the answer of a statement `SELECT EXISTS`.
+/// Returns the answer of a `SELECT EXISTS` statement.
 fn exists(tx: &Transaction<'_>, sql: &str, name: &str) -> Result<bool> {
     tx.prepare_cached(sql)
         .db("look up")?
@@ -79,7 +79,7 @@ fn exists(tx: &Transaction<'_>, sql: &str, name: &str) -> Result<bool> {
         .db("look up")
 }
 
-/// Returns the sum and the count that a statement gives.
+/// Returns the sum and the count that a statement returns.
 fn total(tx: &Transaction<'_>, sql: &str) -> Result<Usage> {
     tx.query_row(sql, [], |row| {
         Ok(Usage {
@@ -90,7 +90,7 @@ fn total(tx: &Transaction<'_>, sql: &str) -> Result<Usage> {
     .db("count")
 }
 
-/// Tells whether the database has a record of it. What there are no records of has none.
+/// Returns whether the database has a record of it. Things that are never recorded have none.
 pub(crate) fn is_recorded(tx: &Transaction<'_>, located: &Located) -> Result<bool> {
     match located {
         Located::Tree(_, tree) | Located::Record(tree) => snapshots::has_tree(tx, tree),
@@ -131,9 +131,9 @@ mod tests {
         }
     }
 
-    /// A statement outside is a column that two places know.
+    /// SQL elsewhere would mean that two places know a column.
     #[test]
-    fn no_sql_stands_outside_rows_and_schema() {
+    fn there_is_no_sql_outside_rows_and_schema() {
         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut all = Vec::new();
         sources(&src, &mut all);

@@ -1,8 +1,9 @@
-//! What is in the database, and how it grows: schema and migrations.
+//! What is in the database, and how it changes: schema and migrations.
 //!
-//! The file carries an `application_id` (so that another program's database is not taken for a
-//! store) and a `user_version`, the schema: older ones are migrated step by step inside one
-//! transaction, newer ones are refused by name. How it is opened and used is `database.rs`.
+//! The file carries an `application_id` (so that another program's database is not mistaken for a
+//! store) and a `user_version`, the schema's version. Older schemas are migrated step by step
+//! inside one transaction, newer ones are refused by name. `database.rs` opens and uses the
+//! database.
 
 use std::path::Path;
 
@@ -16,10 +17,10 @@ use crate::{
     stamp::Stamp,
 };
 
-/// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store a stranger.
+/// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store unrecognisable.
 pub(crate) const APPLICATION_ID: i64 = 0x564c_4d31;
 
-/// What each version added. A step, once released, is never edited: stores out there have run it.
+/// What each version added. A released step is never edited: existing stores have run it.
 const MIGRATIONS: &[&str] = &[
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
@@ -29,7 +30,7 @@ const MIGRATIONS: &[&str] = &[
 /// The schema that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// Returns the schema of an open database; 0 of one with nothing in it. Errors: `NotAStore`,
+/// Returns the schema's version of an open database; 0 for an empty one. Errors: `NotAStore`,
 /// `NewerStore`.
 pub(crate) fn version(
     connection: &Connection,
@@ -64,7 +65,7 @@ pub(crate) fn version(
     Ok(version)
 }
 
-/// Counts the tables of a database. Whatever a crash left undone is played back first.
+/// Counts the tables of a database. SQLite first rolls back what a crash interrupted.
 pub(crate) fn tables(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
@@ -81,13 +82,13 @@ pub(crate) fn create(connection: &mut Connection, at: &Stamp) -> Result<()> {
     tx.commit().db("create")
 }
 
-/// Brings the database of an older store up to date, in one transaction; nobody else has it open.
+/// Migrates the database of an older store, in one transaction; no other process has it open.
 ///
-/// Before it, every record file is written from its row and stamped, so that a kill in the middle
-/// leaves an older store that is migrated once more. Trees that have a record and no row are put
-/// back and held, as by a rebuild: whether a crash left them or the older database lost their rows,
-/// nobody can tell. Errors: `RolledBack` if a newer program has used the store since, and this
-/// database knows nothing of it.
+/// Before that, every record file is written from its row and stamped, so that a kill in the middle
+/// leaves an older store that is migrated once more. Trees that have a record and no row are
+/// restored and held, like after a rebuild: nothing shows whether a crash left them or the older
+/// database lost their rows. Errors: `RolledBack` if a newer program has used the store since, and
+/// this database knows nothing of it.
 pub(crate) fn migrate(
     connection: &mut Connection,
     layout: &Layout,
@@ -118,7 +119,7 @@ pub(crate) fn migrate(
     })?;
     let root = std::fs::File::open(layout.root()).on("open", layout.root())?;
     vellum_sys::publish::sync_fs(&root)?;
-    let found = rebuild::Found::without_rows(connection, layout)?;
+    let found = rebuild::Recoverable::without_rows(connection, layout)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .db("migrate")?;
@@ -131,7 +132,7 @@ pub(crate) fn migrate(
     if rebuilt.snapshots > 0 {
         tracing::warn!(
             trees = rebuilt.snapshots,
-            "trees without a row are put back; `vellum gc --rebuilt` takes what nothing needs"
+            "restored trees without a row; `vellum gc --rebuilt` removes what nothing needs"
         );
     }
     Ok(())
@@ -165,7 +166,7 @@ mod tests {
     fn an_older_store_is_migrated_with_everything_in_it() {
         let tmp = tempfile::tempdir().unwrap();
         {
-            // As the first version left it: schema 1 with a layer and a writable snapshot on it.
+            // Like the first version left it: schema 1 with a layer and a writable snapshot on it.
             let db = raw(tmp.path());
             db.execute_batch(include_str!("schema/1.sql")).unwrap();
             db.execute_batch(&format!(
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_ever_for_another_process_that_makes_the_store() {
+    fn waiting_for_another_process_that_creates_the_store_ends() {
         let tmp = tempfile::tempdir().unwrap();
         let maker = fs::File::open(tmp.path()).unwrap();
         maker.lock().unwrap();
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_refused() {
+    fn foreign_databases_are_refused() {
         let tmp = tempfile::tempdir().unwrap();
         raw(tmp.path())
             .execute_batch(
@@ -241,7 +242,7 @@ mod tests {
         assert!(matches!(refused, StoreError::NotAStore { .. }), "{refused}");
         fs::write(
             tmp.path().join("vellum.db"),
-            "this is no database, but long enough to be taken for one",
+            "this is not a database, but long enough to look like one",
         )
         .unwrap();
         let refused = Store::open(&options(tmp.path())).unwrap_err();
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_not_there_is_made_only_if_asked() {
+    fn a_missing_store_is_created_only_on_request() {
         let tmp = tempfile::tempdir().unwrap();
         let refused = Store::open(&StoreOptions {
             create: false,

@@ -1,7 +1,7 @@
-//! Record files of images and containers, beside those of trees: with them a lost database comes
-//! back whole.
+//! Record files of images and containers, next to those of trees: with them a lost database can be
+//! restored completely.
 //!
-//! What is in them; how they are written and read is `records.rs`, and when, `following.rs`.
+//! This module has their content. `records.rs` writes and reads them, `following.rs` decides when.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -140,13 +140,13 @@ impl ContainerFile {
             image_name,
             created,
             config,
-            // As the database gives them: sorted, each once.
+            // As the database returns them: sorted, without duplicates.
             volumes: volumes.into_iter().collect(),
         }
     }
 }
 
-/// What is in a record file of an image or container.
+/// The content of a record file of an image or container.
 pub(crate) trait Sidecar: Serialize + serde::de::DeserializeOwned + PartialEq {
     /// Returns the file's name.
     fn name(&self) -> String;

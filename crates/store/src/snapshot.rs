@@ -1,10 +1,10 @@
-//! What a snapshot is, and which moves are legal: pure functions, no files, no database.
+//! What a snapshot is, and which transitions are legal: pure functions, no files, no database.
 //!
 //! A snapshot is **active** (writable), a **view** (read-only) or **committed** (a layer). Only a
 //! committed one can be a parent; only an active one can be committed, which gives it a new name
 //! and frees the old key; nothing that has children can be removed. The rules, the order in which
-//! they are checked and the meaning of labels follow what containerd's own metadata store does
-//! (`snapshots/storage`), so that a front can hand its answers on unchanged.
+//! they are checked and the meaning of labels follow containerd's own metadata store
+//! (`snapshots/storage`), so that a front end can return its answers unchanged.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,7 +17,7 @@ use crate::{
     error::{Result, StoreError, Subject},
 };
 
-/// The name of a snapshot: any bytes but none at all. It is never used as a path.
+/// The name of a snapshot: any bytes, at least one. It is never used as a path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotKey(Vec<u8>);
 
@@ -32,8 +32,8 @@ impl SnapshotKey {
         &self.0
     }
 
-    /// Returns the text it was made of. Bytes that are no text are replaced; nothing is escaped,
-    /// unlike printing.
+    /// Returns the text it was made from. Invalid UTF-8 is replaced; nothing is escaped, unlike in
+    /// printing.
     pub fn to_text(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
@@ -65,7 +65,7 @@ impl From<&Digest> for SnapshotKey {
 }
 
 impl fmt::Display for SnapshotKey {
-    /// Prints the bytes as text, odd ones escaped as `\xNN`.
+    /// Prints the bytes as text; control characters and invalid bytes are escaped (`\xNN`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
@@ -89,14 +89,14 @@ impl fmt::Debug for SnapshotKey {
     }
 }
 
-/// What a snapshot is just now.
+/// The state of a snapshot.
 ///
 /// The numbers are on disk (`snapshots.kind`) and equal containerd's wire values: changing one
 /// turns layers into containers in every existing store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Read-only look at a committed snapshot, or at nothing.
+pub enum SnapshotKind {
+    /// A read-only view of a committed snapshot, or of an empty tree.
     View = 1,
     /// Writable.
     Active = 2,
@@ -104,7 +104,7 @@ pub enum Kind {
     Committed = 3,
 }
 
-impl Kind {
+impl SnapshotKind {
     /// Returns the word that filters and listings use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -127,7 +127,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for SnapshotKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -136,8 +136,8 @@ impl fmt::Display for Kind {
 /// Labels: sorted, keys unique, values never empty unless set so at creation.
 pub type Labels = BTreeMap<String, String>;
 
-/// Space that a tree takes by itself: blocks and inodes, each inode once, its root directory
-/// included.
+/// Space that a tree itself takes: blocks and inodes, each inode once, including its root
+/// directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Allocated blocks of 512 bytes, times 512.
@@ -153,15 +153,15 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// Who ends a snapshot's life.
+/// What ends a snapshot's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// `gc` does, once no image, container, lease or other kept snapshot needs it. What the command
-    /// line makes.
+    /// `gc` removes it once no image, container, lease or other kept snapshot needs it. For what
+    /// the command line creates.
     #[default]
     WhileReferenced = 0,
-    /// Only [`crate::Store::remove`] does. What fronts make whose clients keep the accounts
+    /// Only [`crate::Store::remove`] removes it. For front ends whose clients do the accounting
     /// (containerd, dockerd).
     UntilRemoved = 1,
 }
@@ -176,11 +176,12 @@ impl Keep {
     }
 }
 
-/// Kernel features that a writable tree was first mounted with, and so those it may carry marks of.
+/// Kernel features that a writable tree was first mounted with, and whose marks it may therefore
+/// carry.
 ///
 /// Recorded once (see [`crate::Store::record_features`]); later mounts of the same upper use the
-/// same, whatever the defaults have become. Stored as JSON; unknown fields are refused, so that an
-/// older program never mounts a tree whose needs it can't read.
+/// same, even if the defaults change. Stored as JSON; unknown fields are refused, so that an older
+/// program never mounts a tree whose needs it can't read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountFeatures {
@@ -209,20 +210,20 @@ pub struct Info {
     /// Its key while active or a view, its name once committed.
     pub key: SnapshotKey,
     /// What it is.
-    pub kind: Kind,
-    /// What it stands on.
+    pub kind: SnapshotKind,
+    /// Its parent.
     pub parent: Option<SnapshotKey>,
     /// Labels as last set.
     pub labels: Labels,
-    /// When it came to be; a commit counts as coming to be.
+    /// When it was created; a commit counts as creation.
     pub created: Timestamp,
     /// When it or its labels last changed.
     pub updated: Timestamp,
-    /// Who ends its life.
+    /// What ends its life.
     pub keep: Keep,
-    /// The driver its tree belongs to, whatever the store's default is now.
+    /// The driver its tree belongs to, even if the store's default is another one now.
     pub driver: DriverKind,
-    /// The directory name of its tree under the driver's.
+    /// The name of its tree's directory, under the driver's.
     pub tree: TreeId,
     /// Digest of the layer's uncompressed tar, if it came from one or was written as one.
     pub diff_id: Option<Digest>,
@@ -232,23 +233,23 @@ pub struct Info {
     pub usage: Option<Usage>,
     /// What its writable tree was first mounted with; `None` if it never was.
     pub features: Option<MountFeatures>,
-    /// Limit of its writable tree in bytes, if one was asked for.
+    /// Size limit of its writable tree in bytes, if one was asked for.
     pub size_limit_bytes: Option<u64>,
 }
 
-/// The little that the rules need to know about an existing snapshot.
+/// What the rules need to know about an existing snapshot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub key: &'a SnapshotKey,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
 }
 
-/// Decides whether something may be prepared as `key` on `parent` (outer `None`: no parent asked;
-/// inner: not there).
+/// Decides whether something may be prepared as `key` on `parent` (outer `None`: no parent asked
+/// for; inner: it doesn't exist).
 pub(crate) fn policy_create(
     key: &SnapshotKey,
     taken: bool,
-    parent: Option<(&SnapshotKey, Option<Kind>)>,
+    parent: Option<(&SnapshotKey, Option<SnapshotKind>)>,
 ) -> Result<()> {
     if key.as_bytes().is_empty() {
         return Err(StoreError::Invalid(
@@ -261,9 +262,12 @@ pub(crate) fn policy_create(
     policy_parent(parent, false)
 }
 
-fn policy_parent(parent: Option<(&SnapshotKey, Option<Kind>)>, committing: bool) -> Result<()> {
+fn policy_parent(
+    parent: Option<(&SnapshotKey, Option<SnapshotKind>)>,
+    committing: bool,
+) -> Result<()> {
     match parent {
-        None | Some((_, Some(Kind::Committed))) => Ok(()),
+        None | Some((_, Some(SnapshotKind::Committed))) => Ok(()),
         Some((parent, None)) => Err(StoreError::not_found(Subject::Snapshot, parent)),
         Some((parent, Some(kind))) => Err(StoreError::ParentNotCommitted {
             parent: parent.clone(),
@@ -273,15 +277,15 @@ fn policy_parent(parent: Option<(&SnapshotKey, Option<Kind>)>, committing: bool)
     }
 }
 
-/// Decides whether `key` may be committed as `name`. `has` is the parent it stands on, `asked` the
-/// one the caller names, with its kind if it is there. The order of the checks is containerd's.
+/// Decides whether `key` may be committed as `name`. `has` is its parent, `asked` the one that the
+/// caller names, with its kind if it exists. The order of the checks is containerd's.
 pub(crate) fn policy_commit(
     name: &SnapshotKey,
     name_taken: bool,
     key: &SnapshotKey,
     seen: Option<Seen<'_>>,
     has: Option<&SnapshotKey>,
-    asked: Option<(&SnapshotKey, Option<Kind>)>,
+    asked: Option<(&SnapshotKey, Option<SnapshotKind>)>,
 ) -> Result<()> {
     if name.as_bytes().is_empty() {
         return Err(StoreError::Invalid(
@@ -292,7 +296,7 @@ pub(crate) fn policy_commit(
         return Err(StoreError::exists(Subject::Snapshot, name));
     }
     let seen = seen.ok_or_else(|| StoreError::not_found(Subject::Snapshot, key))?;
-    if seen.kind != Kind::Active {
+    if seen.kind != SnapshotKind::Active {
         return Err(StoreError::NotActive {
             key: seen.key.clone(),
             kind: seen.kind,
@@ -308,7 +312,7 @@ pub(crate) fn policy_commit(
     }
 }
 
-/// Decides whether `key` may be removed: anything may that nothing stands on.
+/// Decides whether `key` may be removed: anything without children may.
 pub(crate) fn policy_remove(
     key: &SnapshotKey,
     children: u64,
@@ -358,29 +362,33 @@ mod tests {
 
     #[test]
     fn keys_print_escaped() {
-        let odd = SnapshotKey::new(b"default/7/extract a\xff\n".as_slice());
-        assert_eq!(odd.to_string(), "default/7/extract a\\xff\\n");
+        let key = SnapshotKey::new(b"default/7/extract a\xff\n".as_slice());
+        assert_eq!(key.to_string(), "default/7/extract a\\xff\\n");
     }
 
     #[test]
     fn create_follows_the_table() {
         #[track_caller]
-        fn check(taken: bool, parent: Option<Option<Kind>>, expect: Option<Class>) {
+        fn check(taken: bool, parent: Option<Option<SnapshotKind>>, expect: Option<Class>) {
             let p = key("p");
             let got = policy_create(&key("k"), taken, parent.map(|kind| (&p, kind)));
             assert_eq!(got.err().map(|e| e.class()), expect);
         }
         check(false, None, None);
-        check(false, Some(Some(Kind::Committed)), None);
+        check(false, Some(Some(SnapshotKind::Committed)), None);
         check(true, None, Some(Class::AlreadyExists));
         check(true, Some(None), Some(Class::AlreadyExists));
         check(false, Some(None), Some(Class::NotFound));
         check(
             false,
-            Some(Some(Kind::Active)),
+            Some(Some(SnapshotKind::Active)),
             Some(Class::InvalidArgument),
         );
-        check(false, Some(Some(Kind::View)), Some(Class::InvalidArgument));
+        check(
+            false,
+            Some(Some(SnapshotKind::View)),
+            Some(Class::InvalidArgument),
+        );
         assert_eq!(
             policy_create(&key(""), false, None).unwrap_err().class(),
             Class::InvalidArgument
@@ -392,9 +400,9 @@ mod tests {
         #[track_caller]
         fn check(
             taken: bool,
-            kind: Option<Kind>,
+            kind: Option<SnapshotKind>,
             has: Option<&str>,
-            asked: Option<(&str, Option<Kind>)>,
+            asked: Option<(&str, Option<SnapshotKind>)>,
             expect: Option<Class>,
         ) {
             let (k, has) = (key("k"), has.map(key));
@@ -409,18 +417,18 @@ mod tests {
             );
             assert_eq!(got.err().map(|e| e.class()), expect);
         }
-        let committed = Some(Kind::Committed);
-        check(false, Some(Kind::Active), None, None, None);
+        let committed = Some(SnapshotKind::Committed);
+        check(false, Some(SnapshotKind::Active), None, None, None);
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             Some("p"),
             Some(("p", committed)),
             None,
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
             Some(("p", committed)),
             None,
@@ -429,7 +437,7 @@ mod tests {
         check(false, None, None, None, Some(Class::NotFound));
         check(
             false,
-            Some(Kind::View),
+            Some(SnapshotKind::View),
             None,
             None,
             Some(Class::FailedPrecondition),
@@ -443,23 +451,23 @@ mod tests {
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             Some("p"),
             Some(("q", committed)),
             Some(Class::InvalidArgument),
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
             Some(("p", None)),
             Some(Class::NotFound),
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
-            Some(("p", Some(Kind::View))),
+            Some(("p", Some(SnapshotKind::View))),
             Some(Class::FailedPrecondition),
         );
     }

@@ -1,9 +1,9 @@
-//! The calls on snapshots: prepare, view, commit, remove. Questions are in `ask`, a new tree's way
-//! to its place in `placed`.
+//! The calls on snapshots: prepare, view, commit, remove. Queries are in `ask`; `placed` puts a new
+//! tree in place.
 //!
-//! Each is the pure decision of `snapshot.rs` around the order of `tx.rs`. The decision is made
-//! twice: once before any tree is touched, so that a refusal costs nothing, and once inside the
-//! transaction that records, because another process may have come between. No tree is touched,
+//! Each call is the pure decision of `snapshot.rs` within the order of `tx.rs`. The decision is
+//! made twice: once before any tree is touched, so that a refusal costs nothing, and once inside
+//! the transaction that records, because another process may have come first. No tree is touched,
 //! walked or synced while the database is locked.
 
 mod ask;
@@ -23,33 +23,33 @@ use crate::{
     lease::LeaseId,
     parents,
     record::TreeRecord,
+    record_lock::RecordLock,
     rows::{self, snapshots::SnapshotRow},
     snapshot::{
-        Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, apply_labels,
-        policy_commit, policy_create, policy_remove,
+        Info, Keep, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, SnapshotKind,
+        apply_labels, policy_commit, policy_create, policy_remove,
     },
     store::Store,
-    turn::Turn,
     tx, walk,
 };
 
 pub(crate) use placed::{Placed, Undo};
 
-/// What a new writable snapshot or view is to be.
+/// The properties of a new writable snapshot or view.
 #[derive(Clone, Debug, Default)]
 pub struct PrepareOptions {
-    /// The committed snapshot it stands on; none: it begins empty.
+    /// Its parent, a committed snapshot; without one it begins empty.
     pub parent: Option<SnapshotKey>,
     /// Its labels.
     pub labels: Labels,
-    /// Who ends its life. With `WhileReferenced` and neither lease nor container, the next gc takes
-    /// it.
+    /// What ends its life. With `WhileReferenced` and neither a lease nor a container, the next gc
+    /// removes it.
     pub keep: Keep,
     /// A lease that holds it until a container or another record does.
     pub lease: Option<LeaseId>,
-    /// The driver, where there is no parent to say so; `None`: the store's default.
+    /// The driver, if there is no parent to determine it; `None`: the store's default.
     pub driver: Option<DriverKind>,
-    /// Limit of the writable tree in bytes, by project quota of the file system.
+    /// Size limit of the writable tree in bytes, as a project quota of the file system.
     pub size_limit_bytes: Option<u64>,
 }
 
@@ -58,30 +58,30 @@ pub struct PrepareOptions {
 pub struct Commit {
     /// The layer's labels; they replace the old ones.
     pub labels: Labels,
-    /// The parent it has, or, where it has none, the layer to put it on.
+    /// The parent it has, or, if it has none, the layer to put it on.
     pub parent: Option<SnapshotKey>,
-    /// What is done to a tree that is put on a parent only now. Without it that is refused: the
-    /// store itself doesn't know what layers make of one another.
+    /// What to do to a tree that gets its parent only now. Without it that is refused: the store
+    /// itself doesn't know how layers combine.
     pub settle: Option<Settle>,
-    /// When it is counted what the layer takes.
+    /// When the layer's usage is counted.
     pub count: Count,
 }
 
-/// Makes a tree that was filled on nothing, since the given time in nanoseconds after 1970, what it
-/// is on the layers below it, nearest first.
+/// Adapts a tree that was filled without a parent, since the given time in nanoseconds after 1970,
+/// to the layers below it, nearest first.
 ///
-/// Nobody else has the tree meanwhile. It may be called again for the same tree, after a crash. The
-/// store syncs what is done.
+/// No other process uses the tree at that time. It may be called again for the same tree after a
+/// crash. The store syncs the result.
 pub type Settle = fn(&Path, &[LayerDir], i64) -> Result<()>;
 
-/// When it is counted what a new layer takes.
+/// When a new layer's usage is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Count {
     /// Before the call returns.
     #[default]
     Now,
-    /// By [`Store::count`], or whenever somebody asks: the commit costs the same whatever the
-    /// tree's size.
+    /// By [`Store::count`], or when it is first asked for: the cost of the commit doesn't depend on
+    /// the tree's size.
     Later,
 }
 
@@ -96,21 +96,26 @@ pub enum Sweep {
 }
 
 impl Store {
-    /// Makes the writable snapshot `key`.
+    /// Creates the writable snapshot `key`.
     ///
     /// Durable on return. Its tree shows the parent's, or an empty root directory of mode 0755
     /// whatever the umask. Errors: `AlreadyExists`, `NotFound` (parent), `ParentNotCommitted`,
     /// `Unsupported` (size limit), `Io`.
     pub fn prepare(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
-        self.make(key, Kind::Active, options)
+        self.make(key, SnapshotKind::Active, options)
     }
 
-    /// Makes the read-only snapshot `key`. As [`Store::prepare`] otherwise.
+    /// Creates the read-only snapshot `key`. Otherwise like [`Store::prepare`].
     pub fn view(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
-        self.make(key, Kind::View, options)
+        self.make(key, SnapshotKind::View, options)
     }
 
-    fn make(&self, key: &SnapshotKey, kind: Kind, options: &PrepareOptions) -> Result<TreeParts> {
+    fn make(
+        &self,
+        key: &SnapshotKey,
+        kind: SnapshotKind,
+        options: &PrepareOptions,
+    ) -> Result<TreeParts> {
         let (placed, parents) = self.place(key, kind, options)?;
         let recorded = self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop));
         let parts = self.placed_parts(&placed, &parents);
@@ -118,12 +123,11 @@ impl Store {
         Ok(parts)
     }
 
-    /// Turns the writable snapshot `key` into the layer `name`; `key` is gone then.
+    /// Turns the writable snapshot `key` into the layer `name`; afterwards `key` is gone.
     ///
-    /// Durable on return: the tree's data first, then the record. The caller sees to it that nobody
+    /// Durable on return: the tree's data first, then the record. The caller ensures that nothing
     /// writes to the tree any more. Errors: `AlreadyExists` (name, checked first), `NotFound`,
-    /// `NotActive`, `ParentMismatch`, `ParentNotCommitted`, `Io`; the snapshot then stays as it
-    /// was.
+    /// `NotActive`, `ParentMismatch`, `ParentNotCommitted`, `Io`; the snapshot is then unchanged.
     pub fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, commit: Commit) -> Result<Info> {
         let Commit {
             labels,
@@ -134,14 +138,14 @@ impl Store {
         let parent = parent.as_ref();
         self.inner.database.refuse_if_rolled_back()?;
         let (now, _) = self.read(|tx| check_commit(tx, name, key, parent))?;
-        let _turn = Turn::at_tree(self, &now.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &now.record.tree)?;
         let (row, parents, rebased) = self.read(|tx| {
             let (row, onto) = check_commit(tx, name, key, parent)?;
             match onto {
                 Some(onto) if onto.driver() != row.driver() => Err(StoreError::Unsupported {
                     what: format!("committing {key} on {}", onto.record.key),
                     why: format!(
-                        "one lies in {}, the other in {}",
+                        "one uses the driver {}, the other {}",
                         row.driver(),
                         onto.driver()
                     ),
@@ -154,13 +158,13 @@ impl Store {
             }
         })?;
         if row.record.tree != now.record.tree {
-            // Removed and made anew under the same key meanwhile.
+            // Removed and created again under the same key since.
             return Err(StoreError::not_found(Subject::Snapshot, key));
         }
         if rebased && settle.is_none() {
             return Err(StoreError::Unsupported {
                 what: format!("putting {key} on a parent"),
-                why: "nobody said how its tree settles there".to_owned(),
+                why: "the caller gives no way to settle its tree there".to_owned(),
             });
         }
         let driver = driver::driver(row.driver());
@@ -183,14 +187,14 @@ impl Store {
         {
             return Err(StoreError::Unsupported {
                 what: format!("committing {key}"),
-                why: "some of its files are copied up only in part; `vellum settle` makes it whole"
+                why: "some of its files are only partly copied up; `vellum settle` completes them"
                     .to_owned(),
             });
         }
         driver.seal(self.layout(), &dir, &tree, &parents)?;
         let mut record = row.record.clone();
         record.features = features;
-        record.kind = Kind::Committed;
+        record.kind = SnapshotKind::Committed;
         record.key = name.clone();
         record.labels = apply_labels(labels, &[]);
         record.parent = parents.first().map(|parent| parent.id.clone());
@@ -206,7 +210,7 @@ impl Store {
         let committed = self.write(|tx| {
             let (now, onto) = check_commit(tx, name, key, parent)?;
             if now.record.tree != record.tree {
-                // Removed and made anew under the same key meanwhile.
+                // Removed and created again under the same key since.
                 return Err(StoreError::not_found(Subject::Snapshot, key));
             }
             let parent = onto.map(|row| row.id).or(now.parent.map(|(id, _)| id));
@@ -217,9 +221,9 @@ impl Store {
             Ok(committed) => committed,
             Err(error @ StoreError::Uncertain { .. }) => return Err(error),
             Err(error) => {
-                // The record file is one step ahead; check would put it right, and so do we.
+                // The record file is one step ahead. `check` would repair it, and so do we.
                 if let Err(e) = row.record.replace(self.layout(), &stamp) {
-                    tracing::debug!(error = %e, "record file left for check");
+                    tracing::debug!(error = %e, "record file left for `check`");
                 }
                 return Err(error);
             }
@@ -230,7 +234,7 @@ impl Store {
 
     /// Removes a snapshot of any kind. The key is free at once.
     ///
-    /// Durable on return; the space is free too with `Sweep::Now`, unless something is still
+    /// Durable on return. With `Sweep::Now` the space is free too, unless something is still
     /// mounted in the tree: then the rest waits in the trash for a later sweep, and the call
     /// succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an image or a container needs it).
     pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
@@ -259,7 +263,7 @@ impl Store {
         Ok(())
     }
 
-    /// Discards the tree of a removed record. The removal stands whatever happens here: gc takes
+    /// Discards the tree of a removed record. The removal stands whatever happens here: gc removes
     /// what is left.
     pub(crate) fn discard_or_leave(&self, record: &TreeRecord, sweep: Sweep) {
         if let Err(error) = self.discard_tree(record, sweep) {
@@ -267,7 +271,7 @@ impl Store {
         }
     }
 
-    /// Takes the tree of a record that is no more to the trash, and sweeps it if asked.
+    /// Moves the tree of a removed record to the trash, and sweeps it if asked to.
     pub(crate) fn discard_tree(&self, record: &TreeRecord, sweep: Sweep) -> Result<()> {
         let layout = self.layout();
         driver::driver(record.driver).unlink(layout, record.link.as_ref())?;
@@ -276,15 +280,15 @@ impl Store {
             crate::quota::lift(&path);
         }
         let trashed = match tx::to_trash(layout, &path) {
-            // A new name in the trash may need a block that there is not: it is deleted where it
-            // lies, now.
+            // A new name in the trash may need a block that is not available: then it is deleted in
+            // place, now.
             Err(error) if error.class() == Class::NoSpace => {
                 tx::remove_in_place(&path)?;
                 None
             }
             other => other?,
         };
-        // Gone already if an earlier removal was cut short, and then nothing is to be done.
+        // An interrupted removal may have moved it already; then there is nothing to do.
         let _ = plain::unlink(&layout.record(&record.tree));
         if let (Sweep::Now, Some(trashed)) = (sweep, trashed) {
             tx::remove_trashed(layout, &trashed)?;
@@ -307,11 +311,11 @@ impl Store {
         change: impl FnOnce(&mut TreeRecord) -> Result<()>,
     ) -> Result<Info> {
         let tree = self.read(|tx| Ok(rows::snapshots::get(tx, key)?.record.tree))?;
-        let _turn = Turn::at_tree(self, &tree)?;
+        let _lock = RecordLock::of_tree(self, &tree)?;
         let row = self.write(|tx| {
             let mut row = rows::snapshots::get(tx, key)?;
             if row.record.tree != tree {
-                // Removed and made anew under the same key meanwhile.
+                // Removed and created again under the same key since.
                 return Err(StoreError::not_found(Subject::Snapshot, key));
             }
             change(&mut row.record)?;
@@ -325,11 +329,11 @@ impl Store {
     }
 
     /// Records what the upper of `key` is about to be mounted with for the first time, and returns
-    /// what holds.
+    /// the features in force.
     ///
-    /// If something is recorded already, that is returned and nothing changes: a changed default
-    /// applies to new trees only. Except that the engine, once it has mounted an upper, is recorded
-    /// for good. Durable on return. Errors: `NotFound`.
+    /// If some are recorded already, they are returned and nothing changes: a changed default
+    /// applies to new trees only. The exception is the engine: once it has mounted an upper, that
+    /// stays recorded. Durable on return. Errors: `NotFound`.
     pub fn record_features(
         &self,
         key: &SnapshotKey,
@@ -359,15 +363,15 @@ pub(crate) fn own(record: &TreeRecord) -> TreeRef {
     }
 }
 
-/// Returns the chain that a child of `row` stands on, nearest first.
+/// Returns the ancestors of a child of `row`, nearest first.
 pub(crate) fn chain(tx: &Transaction<'_>, row: &SnapshotRow) -> Result<Vec<TreeRef>> {
     let mut parents = vec![row.tree_ref()];
     parents.extend(rows::snapshots::ancestors(tx, row.id)?);
     match parents.len() <= parents::MOST {
         true => Ok(parents),
         false => Err(StoreError::Unsupported {
-            what: format!("standing on {}", row.record.key),
-            why: format!("a snapshot can stand on {} others at most", parents::MOST),
+            what: format!("a child of {}", row.record.key),
+            why: format!("a snapshot can have at most {} ancestors", parents::MOST),
         }),
     }
 }
@@ -393,8 +397,7 @@ pub(crate) fn check_create(
     )
 }
 
-/// Returns the row to be committed and, if it is to be put on a parent it has not yet, that
-/// parent's.
+/// Returns the row to commit and, if it gets a parent only now, that parent's row.
 fn check_commit(
     tx: &Transaction<'_>,
     name: &SnapshotKey,
@@ -422,7 +425,7 @@ fn check_commit(
     Ok((row, onto))
 }
 
-/// Says who, apart from other snapshots and leases, needs row `id`.
+/// Says what needs row `id`, apart from other snapshots and leases.
 fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
     if let Some(name) = rows::containers::on_snapshot(tx, id)? {
         return Ok(Some(format!("container {name}")));
@@ -431,11 +434,11 @@ fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
     Ok(image.map(|id| format!("image {id}")))
 }
 
-/// Returns the features that a reader of a layer needs: of those its tree was mounted with while it
-/// was written to, the ones that left marks.
+/// Returns the features that a reader of a layer needs: those its tree was mounted with while it
+/// was written to, if they left marks.
 ///
-/// So a layer in which nothing was renamed can be shown by mounts without redirects too, and one
-/// that needs them says so before the kernel answers EPERM.
+/// So mounts without redirects can show a layer in which nothing was renamed, and a layer that
+/// needs them says so before the kernel answers EPERM.
 fn layer_features(
     mounted_with: Option<MountFeatures>,
     shape: &Shape,
@@ -458,8 +461,8 @@ fn layer_features(
     }))
 }
 
-/// Returns whether files of the upper layer with this work directory are copied up only in part: no
-/// layer may be.
+/// Returns whether files of the upper layer with this work directory are only partly copied up,
+/// which no layer's may be.
 fn is_unsettled(work: &Path) -> Result<bool> {
     let maps = work.join(workdir::BLOCK_MAPS);
     match layout::dir(&maps) {

@@ -1,6 +1,6 @@
 //! A point in a store's life, and whether a database can have been there.
 //!
-//! Pure: where stamps are kept, and what follows from a contradiction, is `generation.rs`'s.
+//! Pure: `generation.rs` stores stamps and acts on contradictions.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Where a store begins: under an id that no other has.
+    /// The start of a new store, under a unique id.
     pub fn of_new_store() -> Self {
         Self {
             store: hex::encode(rand::random::<[u8; 16]>()),
@@ -24,7 +24,7 @@ impl Stamp {
         }
     }
 
-    /// The point after the next transaction, if nothing comes in between.
+    /// The point after the next transaction, if no other comes in between.
     pub fn next(mut self) -> Self {
         self.generation += 1;
         self
@@ -37,10 +37,10 @@ impl fmt::Display for Stamp {
     }
 }
 
-/// Says why a database at `now` can't be the one that `witness` was written for, if it can't.
+/// Says why a database at `now` can't be the one that `witness` was written for, if it can't be.
 ///
-/// `ahead` is how far ahead of the database a witness of its kind may be: 1 for a record file, 0
-/// for the mark.
+/// `ahead` is how far ahead of the database such a witness may be: 1 for a record file, 0 for the
+/// mark.
 pub(crate) fn contradiction(now: &Stamp, witness: &Stamp, ahead: u64) -> Option<String> {
     if witness.store != now.store {
         return Some(format!(
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_ahead_or_of_another_store_contradicts() {
+    fn only_stamps_ahead_or_of_another_store_contradict() {
         #[track_caller]
         fn check(now: u64, witness: Stamp, ahead: u64, expect: bool) {
             let found = contradiction(&at("a", now), &witness, ahead);

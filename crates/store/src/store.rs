@@ -1,4 +1,4 @@
-//! The store as callers see it: opening, and what belongs to all of it.
+//! The store as callers see it: opening, and what concerns all of it.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -23,27 +23,28 @@ use crate::{
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// The store's directory, 0700, its own file system preferred. Made absolute when opened.
+    /// The store's directory, 0700, preferably a file system of its own. Made absolute when opened.
     pub root: PathBuf,
     /// The driver for snapshots without a parent; others use their parent's.
     pub driver: DriverKind,
-    /// The driver in its place where it can't work, if it has no trees here; `None` to have that as
-    /// an error.
+    /// The driver to use instead where `driver` can't work, unless `driver` has trees here; `None`
+    /// to make that an error.
     pub fallback: Option<DriverKind>,
-    /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants
-    /// that expects a store and may find the bare mount point of a disk that is not mounted.
+    /// Create the store if there is none. If false, a missing store is an error: for callers that
+    /// expect a store, and may find the bare mount point of a disk that is not mounted.
     pub create: bool,
     /// How long a call waits while other processes write, in milliseconds, before it fails with
-    /// `Busy`. For the record of a tree that somebody is committing it waits ten times as long.
+    /// `Busy`. For the record of a tree that another process is committing it waits ten times as
+    /// long.
     pub busy_timeout_ms: u64,
-    /// Layers are put together by somebody who can do it on any file system. Off, drivers whose
-    /// layers the kernel stacks are refused on one that does not say in listings what each entry is
-    /// (d_type): its overlay takes none of those.
+    /// Layers will be merged by code that works on any file system. If false, drivers whose layers
+    /// the kernel stacks are refused on a file system that doesn't return each entry's type in
+    /// listings (d_type): the kernel's overlay can't use it.
     pub any_file_system: bool,
 }
 
 impl StoreOptions {
-    /// Options for the store at `root`: overlay2, made if missing, patient for 30 seconds.
+    /// Options for the store at `root`: overlay2, created if missing, with a wait of 30 seconds.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
@@ -58,8 +59,8 @@ impl StoreOptions {
 
 /// An open store. Cheap to clone, and usable from many threads and many processes at once.
 ///
-/// Every method that changes something is durable on return, and after an error the store is as it
-/// was (litter aside, which [`Store::gc`] takes away).
+/// Every method that changes something is durable on return. After an error the store is as it was,
+/// except for litter, which [`Store::gc`] removes.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
@@ -72,21 +73,21 @@ pub(crate) struct Inner {
     pub any_file_system: bool,
     pub journal: Journal,
     pub reserve: Reserve,
-    /// Threads of this process queue here for the turn at images and containers, instead of polling
-    /// its lock.
+    /// Threads of this process queue here for the lock on images and containers, instead of polling
+    /// it.
     pub sidecars: Mutex<()>,
 }
 
 impl Store {
-    /// Opens the store, making or migrating it if need be.
+    /// Opens the store, creating or migrating it if necessary.
     ///
-    /// One whose database has gone back in time opens, too, for reading: see
-    /// [`Store::rolled_back`]. Errors: `NotAStore`, `NewerStore`, `Busy`; `NoDatabase` if it is
-    /// gone or empty and the store has been used; `Io` with `NotFound` if there is none and it is
-    /// not to be made; `Unsupported` if the driver's own directory can't carry it.
+    /// One whose database has gone back in time opens too, for reading: see [`Store::rolled_back`].
+    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `NoDatabase` if it is gone or empty and the store
+    /// has been used; `Io` with `NotFound` if there is none and it must not be created;
+    /// `Unsupported` if the file system is unfit for the driver.
     pub fn open(options: &StoreOptions) -> Result<Self> {
-        // Without symbolic links: the mount table, which says what is in use, knows none, and none
-        // is to be followed later.
+        // Without symbolic links: the mount table, which says what is in use, contains none, and
+        // none must be followed later.
         let layout = Layout::find(&options.root)?;
         if options.create && !layout::exists(&layout.database())? {
             layout::make_dir(layout.root(), 0o700)?;
@@ -95,7 +96,7 @@ impl Store {
         layout.check_database()?;
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
         let mut store = Self::on(layout, database, options);
-        // What is not the store's own is neither used nor mended: `check` tells about it, and every
+        // What is not the store's own is neither used nor repaired: `check` reports it, and every
         // change is refused.
         if hands::warn(store.layout()) && store.inner.database.rolled_back().is_none() {
             store.catch_up();
@@ -107,7 +108,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Makes the driver's directory, or that of the driver in its place.
+    /// Creates the driver's directory, or the fallback driver's.
     fn settle_driver(&mut self, options: &StoreOptions) -> Result<()> {
         let (error, fallback) = match (self.ensure_home(options.driver), options.fallback) {
             (Err(error), Some(fallback)) => (error, fallback),
@@ -116,14 +117,14 @@ impl Store {
         let known = layout::exists(&self.layout().driver(fallback))?;
         match &error {
             StoreError::Unsupported { why, .. } if !known => {
-                tracing::warn!("the storage driver is {fallback} here: {why}");
+                tracing::warn!("using the storage driver {fallback}: {why}");
             }
             StoreError::Unsupported { .. } => {}
-            // On a disk that turned read-only what could be tried before can't be tried now.
+            // A disk that became read-only can't be tested any more.
             error if known && error.is_read_only() => {}
             _ => return Err(error),
         }
-        // Just made: nobody else has it yet.
+        // Just created: no other thread has it yet.
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             inner.driver = fallback;
         }
@@ -145,7 +146,7 @@ impl Store {
         }
     }
 
-    /// Keeps back as much room as a rebuild of the database takes, and a little.
+    /// Reserves as much space as a rebuild of the database takes, and a little more.
     pub(crate) fn fill_reserve(&self) {
         let database = std::fs::metadata(self.layout().database()).map_or(0, |facts| facts.len());
         self.inner.reserve.fill(database);
@@ -157,7 +158,7 @@ impl Store {
         self.inner.database.rolled_back()
     }
 
-    /// Returns what a record file is to carry that is written before its row.
+    /// Returns the stamp for a record file that is written before its row.
     pub(crate) fn next_stamp(&self) -> Result<Stamp> {
         Ok(self.read(generation::stamp)?.next())
     }
@@ -177,7 +178,7 @@ impl Store {
         self.inner.layout.driver(driver)
     }
 
-    /// Returns the random id that the store got when it was made: 32 hexadecimal digits.
+    /// Returns the random id that the store got at its creation: 32 hexadecimal digits.
     pub fn uuid(&self) -> Result<String> {
         self.read(generation::store_id)
     }
@@ -187,17 +188,16 @@ impl Store {
         crate::schema::VERSION
     }
 
-    /// Returns the number of snapshots of each driver that has any, in the order of the drivers'
-    /// names.
+    /// Returns the number of snapshots of each driver that has any, sorted by the driver's name.
     pub fn drivers_in_use(&self) -> Result<Vec<(DriverKind, u64)>> {
         self.read(rows::snapshots::by_driver)
     }
 
-    /// Makes the directory of `driver`, and tries whether it can work here, unless that was done
+    /// Creates the directory of `driver`, and tests whether it can work here, unless that was done
     /// before.
     pub(crate) fn ensure_home(&self, driver: DriverKind) -> Result<()> {
-        // What is made last tells that all is there: another process may be at it, or a crash have
-        // come between.
+        // What is created last says that everything exists: another process may be creating it, or
+        // a crash may have come in between.
         let home = self.inner.layout.driver(driver);
         let last = match driver::driver(driver).links() {
             Some(links) => home.join(links),
@@ -230,8 +230,7 @@ impl Store {
     }
 }
 
-/// Space kept back so that things can be removed from a full disk: forgetting needs a few blocks,
-/// too.
+/// Space reserved so that things can be removed from a full disk: removal needs a few blocks too.
 pub(crate) struct Reserve {
     path: PathBuf,
 }
@@ -245,15 +244,15 @@ impl Reserve {
         Self { path }
     }
 
-    /// Takes the space, if it is not taken: enough for another database of `database_bytes`. A disk
-    /// without room for it is no error.
+    /// Reserves the space, if it isn't yet: enough for another database of `database_bytes`. A disk
+    /// without that much space is not an error.
     pub fn fill(&self, database_bytes: u64) {
         let bytes = (Self::BYTES + database_bytes).next_multiple_of(Self::BYTES);
         let had = std::fs::symlink_metadata(&self.path).map_or(0, |facts| facts.blocks() * 512);
         if had >= bytes {
             return;
         }
-        // Extended, never cut first: on a full disk others would take what was given up.
+        // Extended, never truncated first: on a full disk others would take what was given up.
         let filled = plain::open_or_create(&self.path, 0o600, Links::Nowhere)
             .map_err(std::io::Error::other)
             .and_then(|file| {
@@ -261,22 +260,22 @@ impl Reserve {
                 Ok(rustix::fs::fallocate(&file, whole, 0, bytes)?)
             });
         if let Err(error) = filled {
-            tracing::debug!(%error, "no more space is kept back");
+            tracing::debug!(%error, "cannot reserve more space");
             if had == 0 {
-                let _ = plain::unlink(&self.path); // what is empty would only look like a reserve
+                let _ = plain::unlink(&self.path); // an empty file would only look like a reserve
             }
         }
     }
 
-    /// Gives the space up, and the inode. Returns false if there was none.
+    /// Frees the space, and the inode. Returns false if there was none.
     pub fn spend(&self) -> bool {
         let had = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|facts| facts.is_file() && facts.len() > 0);
-        // Removed, not cut: at the end of a quota btrfs has no room left for a truncation.
+        // Removed, not truncated: at the end of a quota btrfs has no space left for a truncation.
         if !had || !plain::unlink(&self.path).is_ok_and(|was| was) {
             return false;
         }
-        // Some file systems give freed blocks out only when a transaction has ended.
+        // Some file systems release freed blocks only when a transaction has ended.
         let dir = self.path.parent().unwrap_or(&self.path);
         layout::dir(dir).is_ok_and(|dir| vellum_sys::publish::sync_fs(&dir).is_ok())
     }
@@ -293,7 +292,7 @@ impl Store {
         match self.write(&write) {
             Err(error) if error.class() == Class::NoSpace && self.inner.reserve.spend() => {
                 let freed = self.write(&write)?;
-                // Before others take it: the next removal may need it as much.
+                // Before others take it: the next removal may need it too.
                 self.fill_reserve();
                 Ok(freed)
             }
@@ -316,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserve_that_can_not_grow_stays_as_it_is() {
+    fn a_reserve_that_cannot_grow_is_unchanged() {
         if !vellum_testkit::needs_root("a small file system") {
             return;
         }

@@ -2,14 +2,14 @@
 //!
 //! Adding: the tree is staged under `staging/`, renamed into place, synced together with its own
 //! record file, and only then recorded in the database. Removing: the record goes first, then the
-//! tree is renamed to `trash/` and swept. So a crash leaves litter, never a lie: whatever lies in
-//! `staging/`, in `trash/` or in a driver's directory without a record is nobody's, and [`sweep`]
-//! takes it away.
+//! tree is renamed to `trash/` and swept. So a crash leaves litter, never a lie: whatever is in
+//! `staging/`, in `trash/` or in a driver's directory without a record belongs to nothing, and
+//! [`sweep`] removes it.
 //!
-//! Nobody's, unless its maker still lives: each staged tree is an flocked directory from the moment
-//! it has a name until its record is committed, wherever it is renamed to meanwhile. A sweep takes
-//! the lock before it takes the tree, and then asks the database once more. The lock goes with the
-//! process, so a dead maker never keeps anything.
+//! The exception is what a live process is creating: each staged tree is an flocked directory from
+//! the moment it has a name until its record is committed, wherever it is renamed in between. A
+//! sweep takes the lock before it takes the tree, and then asks the database once more. The lock
+//! ends with the process, so a dead process never keeps anything.
 
 use std::{
     ffi::OsStr,
@@ -38,12 +38,12 @@ pub(crate) enum Journal {
     /// Changes of names are durable in the order they were made (XFS, ext4 with a journal): syncing
     /// the last one syncs all before it.
     Ordered,
-    /// Nothing is known: each directory and file is synced by itself.
+    /// Nothing is known: each directory and file is synced on its own.
     Unordered,
 }
 
 impl Journal {
-    /// What can't be asked is taken for the worse.
+    /// If the file system can't be asked, the worse case is assumed.
     pub fn of(path: &Path) -> Self {
         match Dir::open(path).and_then(publish::data_order) {
             // What orders bytes orders names, by the same journal.
@@ -53,30 +53,30 @@ impl Journal {
     }
 }
 
-/// A directory or file being made: locked, and taken away again unless it is kept.
+/// A directory or file being created: locked, and removed unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Staged {
     path: PathBuf,
     layout: Layout,
-    /// Holds the lock that tells sweepers its maker lives.
+    /// Holds the lock that tells sweepers that the creating process is alive.
     lock: File,
     kept: bool,
 }
 
 impl Staged {
-    /// Makes an empty directory under `staging/`.
+    /// Creates an empty directory under `staging/`.
     pub fn dir(layout: &Layout, name: &str) -> Result<Self> {
         Self::make(layout, name, |staging, name| {
             staging.mkdir(name, 0o700)?;
             match staging.open_dir(name) {
-                // A sweeper found it before it could be locked.
+                // A sweeper found it before it was locked.
                 Err(e) if e.is_not_found() => Ok(None),
                 opened => Ok(Some(File::from(std::os::fd::OwnedFd::from(opened?)))),
             }
         })
     }
 
-    /// Makes an empty file under `staging/`; the returned handle reads and writes it.
+    /// Creates an empty file under `staging/`; the returned handle reads and writes it.
     pub fn file(layout: &Layout, name: &str) -> Result<(Self, File)> {
         let staged = Self::make(layout, name, |staging, name| {
             staging.create_file(name, 0o600).map(Some)
@@ -98,8 +98,8 @@ impl Staged {
                 continue;
             };
             lock.lock().on("lock", &path)?;
-            // A sweeper may have come between the making and the lock: then the name is gone, and
-            // we begin anew.
+            // A sweeper may have come between creation and lock: then the name is gone, and we
+            // start again.
             if same_file(&lock, &path)? {
                 return Ok(Self {
                     path,
@@ -111,21 +111,21 @@ impl Staged {
         }
     }
 
-    /// Where it lies now.
+    /// Where it is now.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Renames it to `target`, still locked and still to be taken away.
+    /// Renames it to `target`, still locked and still to be removed when dropped.
     pub fn publish(&mut self, target: &Path) -> Result<()> {
         plain::rename(&self.path, target).map_err(damaged)?;
         self.path = target.to_owned();
         Ok(())
     }
 
-    /// Renames it to `target`, a name that is not random and that others may publish or record too:
-    /// it is not taken away any more, since that could take theirs. Unrecorded it is litter, which
-    /// a sweep finds once the lock is gone.
+    /// Renames it to `target`, a name that is not random and that other processes may publish or
+    /// record too: dropping it doesn't remove it any more, since that could remove theirs. Without
+    /// a record it is litter, which a sweep finds once the lock is gone.
     pub fn publish_shared(&mut self, target: &Path) -> Result<()> {
         self.publish(target)?;
         self.kept = true;
@@ -137,7 +137,7 @@ impl Staged {
         self.lock.sync_all().on("sync", &self.path)
     }
 
-    /// It has been recorded: it stays.
+    /// Its record is committed: it stays.
     pub fn keep(mut self) {
         self.kept = true;
     }
@@ -148,14 +148,14 @@ impl Drop for Staged {
         if self.kept {
             return;
         }
-        // What can't be taken away now is litter that the next sweep finds.
+        // What can't be removed now is litter for the next sweep.
         if let Err(error) = discard(&self.layout, &self.path) {
             tracing::debug!(path = %self.path.display(), %error, "left for the next sweep");
         }
     }
 }
 
-/// Tells whether `path` is still the name of this open file.
+/// Returns whether `path` is still the name of this open file.
 pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let ours = file.metadata().on("look at", path)?;
@@ -166,7 +166,7 @@ pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Opens a directory right under the root that things are made in or deleted from, if it is the
+/// Opens a directory directly under the root where things are created or deleted, if it is the
 /// store's own.
 fn own_dir(layout: &Layout, name: &str) -> Result<Dir> {
     let root = layout::dir(layout.root())?;
@@ -176,8 +176,7 @@ fn own_dir(layout: &Layout, name: &str) -> Result<Dir> {
     Ok(dir)
 }
 
-/// Renames `path` into the trash under a fresh name, which is returned; `None` if nothing was
-/// there.
+/// Renames `path` into the trash under a new name, which is returned; `None` if nothing was there.
 pub(crate) fn to_trash(layout: &Layout, path: &Path) -> Result<Option<PathBuf>> {
     let name = TreeId::random();
     let trash = own_dir(layout, "trash")?;
@@ -197,7 +196,7 @@ pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<bool> {
     match to_trash(layout, path) {
         Ok(None) => Ok(true),
         Ok(Some(trashed)) => remove_trashed(layout, &trashed),
-        // A new name in the trash may need a block that there is not.
+        // A new name in the trash may need a block that is not available.
         Err(error) if error.class() == Class::NoSpace => remove_in_place(path),
         Err(error) => Err(error),
     }
@@ -211,8 +210,8 @@ pub(crate) fn remove_trashed(layout: &Layout, trashed: &Path) -> Result<bool> {
     }
 }
 
-/// Removes `path` where it lies: for a disk without room for another name. False if part of it is
-/// mounted over.
+/// Removes `path` in place: for a disk without space for another name. Returns false if part of it
+/// is mounted over.
 pub(crate) fn remove_in_place(path: &Path) -> Result<bool> {
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => remove(&layout::dir(dir)?, name),
@@ -239,19 +238,19 @@ pub(crate) struct Litter {
 }
 
 impl Litter {
-    /// Something that can't even be looked at closely.
+    /// Something that can't even be examined.
     pub fn stuck(path: PathBuf, why: &'static str, error: StoreError) -> Self {
         let fate = Fate::of(Err(error));
         Self { path, why, fate }
     }
 }
 
-/// What became of something that was to go.
+/// What happened to something that should be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It is gone.
     Gone,
-    /// It would go; this was a dry run.
+    /// It would be removed; this was a dry run.
     Would,
     /// Its record is gone, but something on disk could not be removed now; a later sweep tries
     /// again. The cause.
@@ -259,7 +258,7 @@ pub enum Fate {
 }
 
 impl Fate {
-    /// Makes a fate of a removal's outcome; `false`: part of it is mounted over.
+    /// Turns the result of a removal into a fate; `false`: part of it is mounted over.
     pub(crate) fn of(result: Result<bool>) -> Self {
         match result {
             Ok(true) => Self::Gone,
@@ -269,7 +268,8 @@ impl Fate {
     }
 }
 
-/// Takes away what dead makers left in `staging/` and all of `trash/`; with `dry_run` only tells.
+/// Removes what dead processes left in `staging/`, and all of `trash/`; with `dry_run` it only
+/// lists it.
 pub(crate) fn sweep(layout: &Layout, dry_run: bool) -> Result<Vec<Litter>> {
     const DEAD: &str = "staged by a process that has died";
     let mut found = Vec::new();
@@ -311,16 +311,16 @@ pub(crate) fn take_away(
     Litter { path, why, fate }
 }
 
-/// What keeps an entry for whoever takes it away: its lock, where it can have one.
+/// What reserves an entry for the process that removes it: its lock, where it can have one.
 #[must_use]
 pub(crate) struct Owned {
     _lock: Option<File>,
 }
 
-/// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone
-/// meanwhile.
+/// Takes the lock of a staged or published entry; `None` if the process that created it is alive,
+/// or it is gone by now.
 ///
-/// What is neither file nor directory was made by nobody of ours: it is free for the taking.
+/// What is neither a file nor a directory was not created by us: it can be removed without a lock.
 pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
     let file = match open_to_lock(path) {
         Ok(Some(file)) => file,
@@ -337,9 +337,8 @@ pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
     }
 }
 
-/// Flushes the names that publishing a staged tree made or moved, and what was staged, as far as
-/// the file system's journal does not do it in one go. `parts` are names under `tree` that were
-/// written.
+/// Flushes the names that publishing a staged tree created or moved, and what was staged, unless
+/// the file system's journal does it all at once. `parts` are names under `tree` that were written.
 pub(crate) fn sync_small(
     journal: Journal,
     tree: &Path,
@@ -356,7 +355,6 @@ pub(crate) fn sync_small(
             sync_dir(dir)?;
         }
     }
-    // The record file was made after everything else: on an ordered journal this alone makes it all
-    // durable.
+    // The record file was created last: on an ordered journal syncing it makes everything durable.
     record.sync_all().on("sync", tree)
 }

@@ -1,10 +1,9 @@
-//! Walking trees whose content nobody vouches for: by descriptor, one name at a time, never
-//! following a link.
+//! Walks trees with untrusted content: by descriptor, one name at a time, never following a link.
 //!
-//! A [`Spine`] is the way from a root directory down to the current one. Only its deepest levels
-//! are held open, so depth costs no descriptors; the way back up goes through `..` and is believed
-//! only if device and inode are those noted on the way down. Trees may change meanwhile: a name
-//! that has gone is passed over.
+//! A [`Spine`] is the path from a root directory down to the current one. Only its deepest levels
+//! are kept open, so depth costs no descriptors. The way back up goes through `..`, and is trusted
+//! only if device and inode are those noted on the way down. Trees may change during the walk: a
+//! name that is gone is skipped.
 
 use std::{
     collections::HashSet,
@@ -30,7 +29,7 @@ struct Level {
     dir: Option<Dir>,
 }
 
-/// The way from a root down to a current directory.
+/// The path from a root down to a current directory.
 pub(crate) struct Spine {
     levels: Vec<Level>,
 }
@@ -48,8 +47,8 @@ impl Spine {
 
     /// Returns the current directory.
     pub fn here(&self) -> &Dir {
-        // The deepest level is always open: `down` and `up` see to it, and the root is never taken
-        // away.
+        // The deepest level is always open: `down` and `up` ensure it, and the root is never
+        // removed.
         self.levels
             .last()
             .and_then(|level| level.dir.as_ref())
@@ -72,9 +71,9 @@ impl Spine {
         Ok(())
     }
 
-    /// Goes up one level; from the root nowhere.
+    /// Goes up one level; does nothing at the root.
     ///
-    /// Errors: ESTALE if the directory was moved away meanwhile.
+    /// Errors: ESTALE if the directory was moved away in between.
     pub fn up(&mut self) -> Result<()> {
         if self.levels.len() < 2 {
             return Ok(());
@@ -103,7 +102,7 @@ impl Spine {
     }
 }
 
-/// What a walk reports. The default answers walk everything and do nothing.
+/// What a walk reports. The default methods walk everything and do nothing.
 pub(crate) trait Visitor {
     /// An entry of the directory `parent`, before it is entered. False: do not enter it.
     fn entry(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<bool>;
@@ -111,13 +110,13 @@ pub(crate) trait Visitor {
     /// All entries of the directory `dir` (never the root) were visited; `name` and `stat` are its
     /// own.
     fn leave(&mut self, dir: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
-        let _ = (dir, name, stat); // for those who don't care
+        let _ = (dir, name, stat); // the default ignores them
         Ok(())
     }
 
-    /// The directory `name`, just reported and to be entered, is gone.
+    /// The directory `name`, just reported and about to be entered, is gone.
     fn vanished(&mut self, name: &OsStr) -> Result<()> {
-        let _ = name; // for those who don't care
+        let _ = name; // the default ignores them
         Ok(())
     }
 }
@@ -199,8 +198,8 @@ impl Visitor for Counter<'_> {
     }
 }
 
-/// Counts what the tree at `root` takes, itself included, each inode once; inodes in `except`
-/// belong to somebody else.
+/// Counts what the tree at `root` takes, including the root, each inode once; inodes in `except`
+/// are not counted.
 pub(crate) fn usage(root: &Path, except: Option<&Inodes>) -> Result<Usage> {
     let root = layout::dir(root)?;
     let mut counter = Counter {
@@ -234,13 +233,13 @@ pub(crate) fn shared_inodes(root: &Path) -> Result<Inodes> {
 pub(crate) struct MarksFound {
     /// Some directory or file has a redirect.
     pub redirects: bool,
-    /// Some file has its data below.
+    /// Some file has its data in a lower layer.
     pub metacopies: bool,
 }
 
-/// Looks for marks that a reader has to follow beyond whiteouts and opaque directories.
+/// Looks for marks that a reader has to follow besides whiteouts and opaque directories.
 ///
-/// Errors: `Unsupported` if a file is half-written by an engine: nobody else could read it.
+/// Errors: `Unsupported` if a file is half-written by an engine: nothing else could read it.
 pub(crate) fn marks(root: &Path, prefix: Prefix) -> Result<MarksFound> {
     struct Look(Prefix, MarksFound);
     impl Visitor for Look {
@@ -258,9 +257,9 @@ pub(crate) fn marks(root: &Path, prefix: Prefix) -> Result<MarksFound> {
             match metacopy.as_deref().map(Metacopy::parse) {
                 Some(Ok(Metacopy::Unsettled)) => Err(StoreError::Unsupported {
                     what: format!("making a layer of a tree with {}", parent.path().unwrap_or_default().join(name).display()),
-                    why: "the file is unsettled: part of its data is below, where only the engine that wrote it looks".into(),
+                    why: "the file is unsettled: part of its data is in a lower layer, where only the engine that wrote it looks".into(),
                 }),
-                // A mark that can't be read needs a reader too: the one that names it.
+                // A mark that can't be read needs a reader too: one that reports it.
                 Some(_) => {
                     found.metacopies = true;
                     Ok(true)
@@ -304,7 +303,7 @@ mod tests {
             spine.down(OsStr::new("d")).unwrap();
         }
         assert_eq!(usage(tmp.path(), None).unwrap().inodes, 2001);
-        // Too deep for a path: taken away the same way.
+        // Too deep for a path: removed the same way.
         drop(spine);
         let parent = Dir::open(tmp.path()).unwrap();
         parent.remove_tree("d").unwrap();

@@ -1,7 +1,7 @@
-//! Saying what keeps a thing, for people who want the room back.
+//! Says what keeps a thing, for people who want the space back.
 //!
-//! What a path is says `located.rs`, and what holds it `rows/alive.rs`: the text that `gc.rs`
-//! collects by, asked about one thing. Reads records only and changes nothing.
+//! `located.rs` says what a path is, and `rows/alive.rs` what holds it: the query that `gc.rs`
+//! collects by, asked about one thing. Only reads records; changes nothing.
 
 use std::path::Path;
 
@@ -23,14 +23,14 @@ use crate::{
 /// Why something is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A container owns it or stands on it.
+    /// A container owns it or one of its descendants.
     Container {
         /// The container's name.
         name: String,
         /// Its id.
         id: String,
     },
-    /// An image is made of it.
+    /// An image contains it.
     Image {
         /// The image's id.
         id: Digest,
@@ -44,13 +44,13 @@ pub enum Reason {
         /// What it is for.
         purpose: String,
     },
-    /// A snapshot that only an explicit removal ends is or stands on it.
+    /// It is a snapshot that only an explicit removal ends, or an ancestor of one.
     Kept(SnapshotKey),
-    /// It is a volume: those go only by name.
+    /// It is a volume: volumes are removed only by name.
     Volume(String),
     /// It belongs to the store itself.
     Store,
-    /// Vellum makes nothing of that name, and leaves it alone.
+    /// Vellum creates nothing of that name, and leaves it alone.
     Stranger,
 }
 
@@ -61,7 +61,7 @@ pub struct Why {
     pub what: String,
     /// The snapshot whose tree it belongs to.
     pub snapshot: Option<SnapshotKey>,
-    /// Everything that keeps it; empty: the next gc takes it.
+    /// Everything that keeps it; if empty, the next gc removes it.
     pub reasons: Vec<Reason>,
 }
 
@@ -69,17 +69,17 @@ impl Store {
     /// Says what a path in the store is and what keeps it. `path` may be absolute, relative to the
     /// root, or a tree's id.
     ///
-    /// Errors: `Invalid` if it does not lie in the store.
+    /// Errors: `Invalid` if it is not in the store.
     pub fn why(&self, path: &Path) -> Result<Why> {
         let layout = self.layout();
-        // A tree's id alone will do.
+        // A tree's id alone is enough.
         let id = path.iter().next().and_then(|name| name.to_str());
         if let Some(tree) = id.and_then(|id| TreeId::try_from(id.to_owned()).ok()) {
             return self.why_tree(&tree);
         }
         let Some(located) = layout.locate(path) else {
             return Err(StoreError::Invalid(format!(
-                "{} does not lie in the store {}",
+                "{} is not in the store {}",
                 path.display(),
                 self.root().display()
             )));
@@ -94,7 +94,7 @@ impl Store {
                 }
             }
             Located::Sidecar(..) if is_recorded => kept(
-                "the record file of an image or container, which a lost database is made anew from",
+                "the record file of an image or container, from which a lost database is rebuilt",
                 Reason::Store,
             ),
             Located::Sidecar(..) => litter("the record file of something that is gone"),
@@ -129,19 +129,18 @@ impl Store {
             )
             | Located::Own => kept("the store itself", Reason::Store),
             Located::Reserve => kept(
-                "space kept back, so that a full disk can be cleared",
+                "space reserved so that a full disk can be cleared",
                 Reason::Store,
             ),
             Located::OldDatabase => kept(
-                "a database of before: remove it by hand when nobody wants it back",
+                "a database that a rebuild set aside: remove it by hand when it is not needed any more",
                 Reason::Store,
             ),
-            Located::Stranger => kept("nothing of the store's making", Reason::Stranger),
+            Located::Stranger => kept("not created by the store", Reason::Stranger),
         })
     }
 
-    /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it
-    /// lies in one.
+    /// Returns the snapshot whose tree `path` (absolute, without symbolic links) is in, if any.
     pub fn snapshot_at(&self, path: &Path) -> Result<Option<SnapshotKey>> {
         match self.layout().locate(path) {
             Some(Located::Tree(_, tree)) => {
@@ -168,7 +167,7 @@ impl Store {
         })
     }
 
-    /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors:
+    /// Returns everything that keeps the snapshot `key`; if empty, the next gc removes it. Errors:
     /// `NotFound`.
     pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
         self.read(|tx| reasons(tx, Holdable::Snapshot(rows::snapshots::get(tx, key)?.id)))

@@ -1,9 +1,8 @@
-//! What a collection keeps is what `why` explains, and `df` and `check` say the same: on random
-//! stores.
+//! On random stores, gc keeps exactly what `why` explains, and `df` and `check` say the same.
 //!
-//! A store is the list of steps that made it, drawn from a seed. What fails is tried again with
-//! fewer steps, and the fewest that still fail are printed with the seed. `VELLUM_SEED` repeats
-//! one.
+//! A store is the list of steps that made it, generated from a seed. A failing list is tried again
+//! with fewer steps, and the fewest that still fail are printed with the seed. `VELLUM_SEED`
+//! repeats one.
 
 mod common;
 
@@ -20,7 +19,7 @@ use vellum_store::*;
 use vellum_testkit::script::fewest;
 use vellum_testkit::{Scratch, rng::Rng};
 
-/// Names are numbers below this, so that steps meet each other's things.
+/// Names are numbers below this, so that steps use each other's objects.
 const NAMES: usize = 6;
 
 /// What holds a new snapshot.
@@ -31,7 +30,7 @@ enum Hold {
     Lease(usize),
 }
 
-/// One step. What the store refuses is no failure.
+/// One step. A refusal by the store is not a failure.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Layer(usize, Option<usize>, Hold),
@@ -45,7 +44,7 @@ enum Step {
     Blob(usize, Option<usize>),
     Volume(usize),
     RemoveVolume(usize),
-    /// One that lives, or one whose time is over.
+    /// One that is alive, or one that has expired.
     Lease(usize, bool),
     HoldSnapshot(usize, usize),
     HoldBlob(usize, usize),
@@ -77,7 +76,7 @@ fn hold(rng: &mut Rng) -> Hold {
     }
 }
 
-/// Leases and layers to begin with, so that little is refused later, and random steps.
+/// Some leases and layers first, so that little is refused later, then random steps.
 fn steps(rng: &mut Rng, count: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     for n in 0..NAMES {
@@ -225,15 +224,15 @@ fn take(store: &Store, step: Step) -> Result<(), StoreError> {
             store.begin_lease_as(&lease(n), "a test", life)
         }
         Step::HoldSnapshot(n, m) => {
-            let held = Held::Snapshot(name("layer", m));
+            let held = LeaseResource::Snapshot(name("layer", m));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::HoldBlob(n, m) => {
-            let held = Held::Blob(Digest::of(&blob(m)));
+            let held = LeaseResource::Blob(Digest::of(&blob(m)));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::HoldRecipe(n, m) => {
-            let held = Held::Recipe(diff_id(m));
+            let held = LeaseResource::Recipe(diff_id(m));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::EndLease(n) => store.end_lease(&lease(n)),
@@ -275,12 +274,12 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     holds.then_some(()).ok_or_else(what)
 }
 
-/// Makes a store by these steps and says in what its answers contradict each other.
+/// Makes a store by these steps and returns what its answers contradict each other about.
 fn agree(driver: DriverKind, steps: &[Step]) -> Result<(), String> {
     let scratch = Scratch::new();
     let store = open(&scratch, driver);
     for step in steps {
-        // Refused, for want of a parent, say.
+        // Refused, for lack of a parent for example.
         let _ = take(&store, *step);
     }
     let found = store.check(CheckOptions::default()).unwrap();

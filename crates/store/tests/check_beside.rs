@@ -1,5 +1,4 @@
-//! Checks beside a store at work: what somebody is in the middle of is neither a finding nor
-//! undone.
+//! Checks while a store is being changed: a change in progress is neither a finding nor undone.
 
 mod common;
 
@@ -104,7 +103,7 @@ fn at_work(root: &Path, driver: DriverKind) {
         for worker in 0..4 {
             let (left, blob) = (&left, &blob);
             scope.spawn(move || {
-                // As another process would: with connections and locks of its own.
+                // Like another process: with connections and locks of its own.
                 let store = open_at(root, driver);
                 struct Done<'a>(&'a AtomicUsize);
                 impl Drop for Done<'_> {
@@ -149,21 +148,21 @@ fn at_work(root: &Path, driver: DriverKind) {
             .all(|one| one.name.starts_with("renamed-") && one.config == "[1]")
     );
     assert_eq!(store.image(&blob).unwrap().tags, ["image:1"]);
-    // Nothing was put back of what went.
+    // No repair may have restored what was removed.
     store.gc(false).unwrap();
     let left: Vec<_> = store.gc(true).unwrap();
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
-fn a_check_beside_a_store_at_work_finds_nothing_and_undoes_nothing() {
+fn a_check_during_changes_finds_nothing_and_undoes_nothing() {
     for driver in DriverKind::ALL {
         let scratch = Scratch::new();
         at_work(&scratch.join("store"), driver);
     }
 }
 
-/// Somebody else has the turn at `path`, and does not end it.
+/// Another process holds the lock on `path` and does not release it.
 fn held(path: &Path) -> fs::File {
     let file = fs::File::open(path).unwrap();
     file.lock().unwrap();
@@ -171,7 +170,7 @@ fn held(path: &Path) -> fs::File {
 }
 
 #[test]
-fn nobody_waits_for_ever_for_a_turn() {
+fn waiting_for_a_record_lock_ends() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
     let store = Store::open(&StoreOptions {
@@ -186,24 +185,24 @@ fn nobody_waits_for_ever_for_a_turn() {
     let record = record.unwrap().path();
     let label = [LabelChange::Set("a".into(), "b".into())];
 
-    let turn = held(&record);
+    let lock = held(&record);
     let refused = store.update(&key("tree"), &label).unwrap_err();
     assert_eq!(refused.class(), Class::Busy, "{refused}");
-    turn.unlock().unwrap();
+    lock.unlock().unwrap();
     store.update(&key("tree"), &label).unwrap();
 
     let blob = store.put_blob(b"configuration", None).unwrap();
     let image = image_without_layers(&blob, &[]);
-    let turn = held(&records);
+    let lock = held(&records);
     let refused = store.put_image(&image).unwrap_err();
     assert_eq!(refused.class(), Class::Busy, "{refused}");
-    turn.unlock().unwrap();
+    lock.unlock().unwrap();
     store.put_image(&image).unwrap();
     assert_eq!(store.check(CheckOptions::default()).unwrap(), []);
 }
 
 #[test]
-fn gc_takes_no_record_file_that_may_just_be_coming_back() {
+fn gc_keeps_a_record_file_that_may_be_written_just_now() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
     let store = Store::open(&StoreOptions {
@@ -214,11 +213,11 @@ fn gc_takes_no_record_file_that_may_just_be_coming_back() {
     let records = root.join("records");
     let left = records.join(format!("image-{}.json", Digest::of(b"gone").hex()));
     fs::write(&left, b"{}").unwrap();
-    let turn = held(&records);
+    let lock = held(&records);
     let refused = store.gc(false).unwrap_err();
     assert_eq!(refused.class(), Class::Busy, "{refused}");
     assert!(left.exists());
-    turn.unlock().unwrap();
+    lock.unlock().unwrap();
     store.gc(false).unwrap();
     assert!(!left.exists());
 }

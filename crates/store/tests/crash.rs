@@ -1,9 +1,9 @@
-//! Crashes, full disks and crowds, on a real process: this program runs itself as the victim.
+//! Crashes, full disks and concurrent processes: this program runs itself as the victim.
 //!
 //! A victim that prepares, commits, removes or imports is killed at the first and the third system
 //! call of each kind that changes something. The store must then open, hold exactly what it held
 //! before or after the step, show every committed layer's data whole, and be free of litter after
-//! one gc. The same with calls that fail for want of space. `faults.rs` does it at every call, in
+//! one gc. The same with calls that fail for lack of space. `faults.rs` does it at every call, in
 //! one process.
 
 mod common;
@@ -23,8 +23,8 @@ const STEP: &str = "VELLUM_CRASH_STEP";
 const STORE: &str = "VELLUM_CRASH_STORE";
 const DRIVER: &str = "VELLUM_CRASH_DRIVER";
 
-/// Makes, commits and removes, as one of many processes; keys of different processes differ, layers
-/// are shared.
+/// Creates, commits and removes, as one of many processes; keys of different processes differ,
+/// layers are shared.
 fn hammer(store: &Store) -> Outcome {
     let me = std::process::id();
     for round in 0..15 {
@@ -75,7 +75,7 @@ fn some_crashes(driver: DriverKind, effect: Effect, steps: &[&str]) {
     let store = scratch.join("store");
     let mut hits = 0;
     for name in steps {
-        // What the step leads to when nothing goes wrong.
+        // The result of the step when nothing goes wrong.
         copy(&model, &store);
         step(name, &open_at(&store, driver)).unwrap_or_else(|e| panic!("{name}: {e}"));
         let after = holds(&open_at(&store, driver));
@@ -100,7 +100,7 @@ fn some_crashes(driver: DriverKind, effect: Effect, steps: &[&str]) {
         }
     }
     println!("  {driver} {effect:?}: {hits} runs were hit");
-    // Far fewer, and the faults no longer reach the steps.
+    // With far fewer the faults no longer reach the steps.
     assert!(hits >= 5 * steps.len(), "{hits} in {steps:?}");
 }
 
@@ -129,7 +129,7 @@ fn calls_that_fail_leave_the_store_whole() {
     }
 }
 
-fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
+fn a_full_disk_loses_nothing_and_work_continues_after_a_gc() {
     if !needs_root("a small file system") {
         return;
     }
@@ -165,8 +165,8 @@ fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
     assert_eq!(failed.class(), Class::NoSpace, "{failed}");
     // Fill what is left, so that truly nothing fits.
     let rest = scratch_rest(&disk);
-    // A commit may succeed: what its record needs is there beforehand. Then there is no `work` to
-    // remove.
+    // A commit may succeed: the space for its record is reserved beforehand. Then there is no
+    // `work` to remove.
     for name in ["prepare", "import", "container", "remove", "gc", "commit"] {
         let outcome = step_in_child(&root, name);
         println!("  on the full disk, {name}: {}", outcome.trim());
@@ -192,7 +192,7 @@ fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
     import(&open_at(&root, DriverKind::Overlay2)).unwrap();
 }
 
-/// Fills a disk to the last block and returns the directory that holds the filling.
+/// Fills a disk to the last block and returns the directory that holds the files.
 fn scratch_rest(disk: &Path) -> PathBuf {
     let rest = disk.join("rest");
     fs::create_dir(&rest).unwrap();
@@ -230,7 +230,7 @@ fn step_in_child(root: &Path, name: &str) -> String {
 fn many_processes_share_a_store() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
-    // Not even the making of the store is done in advance for half of them.
+    // For half of them even the store has not been created in advance.
     let early: Vec<_> = (0..4)
         .map(|_| victim(&root, "open").spawn().expect("a child"))
         .collect();
@@ -288,8 +288,8 @@ fn main() {
     run_named(&[
         ("many_processes_share_a_store", many_processes_share_a_store),
         (
-            "a_full_disk_loses_nothing_and_work_goes_on_after_a_gc",
-            a_full_disk_loses_nothing_and_work_goes_on_after_a_gc,
+            "a_full_disk_loses_nothing_and_work_continues_after_a_gc",
+            a_full_disk_loses_nothing_and_work_continues_after_a_gc,
         ),
         (
             "a_killed_process_loses_nothing_and_leaves_nothing_half_made",

@@ -1,5 +1,4 @@
-//! One suite that every driver passes: what Docker's graph driver tests check, and what they leave
-//! out.
+//! One suite that every driver passes: what Docker's graph driver tests check, and what they don't.
 //!
 //! The store never mounts; here the kernel does, through the test kit's own mount code.
 
@@ -135,14 +134,13 @@ fn random_changes_look_the_same_after_a_commit() {
                 .unwrap();
             store.view(&key("look"), &on(Some(&name))).unwrap();
             let ignore = Ignore {
-                // A hard link between layers can't be told from two files where each layer is by
-                // itself.
+                // A hard link between layers looks like two files where each layer is separate.
                 hard_links: driver != DriverKind::Native,
                 ..Ignore::default()
             };
             let mut after = picture(scratch, store, "look");
             let mut before = before;
-            // Marks of an inner overlay show only where a stack hides its own.
+            // Marks of an inner overlay are visible only where a stack hides its own.
             let plain =
                 |name: &std::ffi::OsStr| !name.to_string_lossy().starts_with("trusted.overlay.");
             before.retain_xattrs(plain);
@@ -191,7 +189,7 @@ fn deletions_and_replacements_reach_the_child() {
             "a file now"
         );
         assert_eq!(names(&root.join("opaque")), ["young"]);
-        // The parent is what it was.
+        // The parent is unchanged.
         store.view(&key("old"), &on(Some("base"))).unwrap();
         let (_, root) = shown(scratch, store, "old", "old");
         assert_eq!(fs::read_to_string(root.join("f0")).unwrap(), "base");
@@ -297,7 +295,7 @@ fn a_parent_is_not_removed_under_its_children() {
 }
 
 #[test]
-fn many_threads_make_and_remove_at_once() {
+fn many_threads_create_and_remove_at_once() {
     every(|scratch, store, _| {
         layer(scratch, store, "base", None, |root| {
             fs::write(root.join("f"), "x").unwrap()
@@ -333,7 +331,7 @@ fn many_threads_make_and_remove_at_once() {
 }
 
 #[test]
-fn the_same_key_is_given_to_one_of_many() {
+fn one_of_many_concurrent_callers_gets_a_key() {
     every(|_, store, _| {
         let won: usize = thread::scope(|scope| {
             let all: Vec<_> = (0..8)
@@ -351,7 +349,7 @@ fn the_same_key_is_given_to_one_of_many() {
 }
 
 #[test]
-fn a_store_opened_anew_gives_the_same_trees() {
+fn a_reopened_store_has_the_same_trees() {
     every(|scratch, store, driver| {
         layer(scratch, store, "base", None, |root| {
             fs::write(root.join("f"), "x").unwrap()
@@ -371,7 +369,7 @@ fn a_store_opened_anew_gives_the_same_trees() {
             store.tree(&key("a")).unwrap()
         );
         assert_eq!(again.tree(&key("a")).unwrap().features, Some(features));
-        // What was recorded first holds.
+        // The first record stays in force.
         assert_eq!(
             again
                 .record_features(&key("a"), MountFeatures::default())
@@ -444,7 +442,7 @@ fn a_layer_records_the_marks_its_tree_has() {
     assert!(refused.to_string().contains("unsettled"), "{refused}");
     assert_eq!(
         store.stat(&key("a")).unwrap().kind,
-        Kind::Active,
+        SnapshotKind::Active,
         "nothing was lost"
     );
 }
@@ -522,7 +520,7 @@ fn what_is_mounted_in_a_removed_tree_is_left_for_later() {
 }
 
 #[test]
-fn overlay2_is_dockers_layout_to_the_letter() {
+fn overlay2_is_exactly_dockers_layout() {
     if !needs_root("overlay2") {
         return;
     }
@@ -570,7 +568,7 @@ fn overlay2_is_dockers_layout_to_the_letter() {
     );
     let lower = fs::read_to_string(dir("c").join("lower")).unwrap();
     assert_eq!(lower, format!("l/{}:l/{}", link("two"), link("one")));
-    // What a mount through relative names needs is what the parts say.
+    // The parts name everything that a mount with relative names needs.
     let Shape::Overlay(overlay) = store.tree(&key("c")).unwrap().shape else {
         panic!()
     };
@@ -586,7 +584,7 @@ fn overlay2_is_dockers_layout_to_the_letter() {
             .map(std::path::PathBuf::from)
             .collect::<Vec<_>>()
     );
-    // An empty `link` and a missing short name are put right before anybody mounts.
+    // An empty `link` and a missing short name are repaired before any mount.
     fs::write(dir("c").join("link"), "").unwrap();
     fs::remove_file(home.join("l").join(link("one"))).unwrap();
     let (_, root) = shown(&scratch, &store, "c", "m");
@@ -596,7 +594,7 @@ fn overlay2_is_dockers_layout_to_the_letter() {
 }
 
 #[test]
-fn overlay_links_layers_and_copies_what_has_all_its_names() {
+fn overlay_hard_links_layers_and_copies_files_at_the_link_limit() {
     if !needs_root("overlay") {
         return;
     }
@@ -620,7 +618,7 @@ fn overlay_links_layers_and_copies_what_has_all_its_names() {
         fs::metadata(dir("c").join("lower-id")).unwrap().mode() & 0o7777,
         0o600
     );
-    // Give one inode all the names it can have, elsewhere on the same file system.
+    // Give one inode as many names as it can have, elsewhere on the same file system.
     let links = scratch.dir("links");
     let mut n = 0;
     while n < 70_000
@@ -656,7 +654,7 @@ fn overlay_links_layers_and_copies_what_has_all_its_names() {
 }
 
 #[test]
-fn a_file_system_without_d_type_is_refused_with_the_cure() {
+fn a_file_system_without_d_type_is_refused_with_the_remedy() {
     if !needs_root("file systems of its own") {
         return;
     }
@@ -706,7 +704,7 @@ fn a_size_limit_holds_or_says_what_is_missing() {
             let Shape::Plain { root, .. } = parts.shape else {
                 panic!()
             };
-            // ext4 lets whoever has CAP_SYS_RESOURCE pass.
+            // ext4 doesn't limit processes with CAP_SYS_RESOURCE.
             vellum_sys::quota::hold().unwrap();
             fs::write(root.join("fits"), vec![1; 512 << 10]).unwrap();
             let error = fs::write(root.join("f"), vec![1; 4 << 20]).unwrap_err();

@@ -1,6 +1,6 @@
 //! Every operation of the store, with the power cut, the process killed or a call failing at each
-//! system call that it makes, SQLite's among them: afterwards the store opens, holds what it held
-//! before or after, and one gc leaves no litter.
+//! of its system calls, including SQLite's: afterwards the store opens, holds what it held before
+//! or after, and one gc leaves no litter.
 //!
 //! In this process and without root; `crash.rs` does some of it to a real process.
 
@@ -58,7 +58,7 @@ impl Pattern {
     }
 }
 
-/// The store is opened and closed too.
+/// Opening and closing the store is included.
 fn perform(root: &Path, driver: DriverKind, name: &str) -> Outcome {
     let options = StoreOptions {
         driver,

@@ -1,4 +1,4 @@
-//! Stores of older programs: what is in them comes along, whatever interrupts it, and the way back
+//! Stores of older programs: their content is migrated, whatever interrupts it, and the way back
 //! stays open.
 //!
 //! `fixtures/schema-2.tar.gz` is a store as the last program with schema 2 left it, at its commit
@@ -48,7 +48,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.expect("cp runs").success());
 }
 
-/// What the store of schema 2 holds: as its own program listed it.
+/// What the store of schema 2 holds, as its own program listed it.
 const IMAGES: [(&str, &[&str]); 3] = [
     ("71a73994d828", &["docker.io/library/plain:1"]),
     ("a2d3cb50de6d", &["docker.io/library/base:1"]),
@@ -89,8 +89,8 @@ fn assert_all_there(store: &Store, context: &str) {
     assert_nothing_lost(store, context);
 }
 
-/// Images, containers and data are there; names may be those of an older time, and what was removed
-/// since may be back.
+/// Images, containers and data are there; names may be older ones, and what was removed since may
+/// be back.
 #[track_caller]
 fn assert_nothing_lost(store: &Store, context: &str) {
     let images = store.images().unwrap();
@@ -127,7 +127,7 @@ fn assert_nothing_lost(store: &Store, context: &str) {
     assert_eq!(two.filter(|path| path.exists()).count(), 1, "{context}");
 }
 
-/// A migrated store: whole, nothing of it collected, all its record files stamped.
+/// A migrated store: complete, nothing of it collected, all its record files stamped.
 #[track_caller]
 fn assert_migrated(root: &Path, context: &str) {
     let store = open_at(root, DriverKind::Overlay2);
@@ -139,7 +139,7 @@ fn assert_migrated(root: &Path, context: &str) {
     };
     assert_eq!(store.check(check).unwrap(), [], "{context}");
     for garbage in store.gc(false).unwrap() {
-        // Only what a kill left staged.
+        // Only what a kill left in staging.
         assert!(
             matches!(&garbage.thing, Thing::Path(path) if path.starts_with(root.join("staging"))),
             "{context}: {garbage:?}"
@@ -212,8 +212,7 @@ fn a_rebuild_cut_short_anywhere_loses_nothing() {
     let scratch = Scratch::new();
     let model = schema_2(&scratch);
     drop(open_at(&model, DriverKind::Overlay2));
-    // A database that has gone back in time: the case in which the old one must not come to life
-    // again.
+    // A database that has gone back in time: here the old one must not be used again.
     fs::write(model.join("vellum.db"), b"").unwrap();
     every_fault(&model, "rebuild", Effect::Kill, |root, context| {
         let options = StoreOptions::new(root);
@@ -238,9 +237,9 @@ fn a_rebuild_cut_short_anywhere_loses_nothing() {
     });
 }
 
-/// What an older log lost is not litter: nobody can tell it from what a crash left, so it is put
-/// back and held.
-fn rows_that_an_older_log_lost_are_put_back_and_nothing_is_deleted() {
+/// What an older log lost is not litter: it looks the same as what a crash left, so it is restored
+/// and held.
+fn rows_that_an_older_log_lost_are_restored_and_nothing_is_deleted() {
     let scratch = Scratch::new();
     let model = schema_2(&scratch);
     let log = fs::read(model.join("vellum.db-wal")).unwrap();
@@ -280,7 +279,7 @@ fn rows_that_an_older_log_lost_are_put_back_and_nothing_is_deleted() {
 }
 
 /// The documented way back: the older program's `check --rebuild` reads the record files.
-fn an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all() {
+fn an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it() {
     let Some(older) = std::env::var_os("VELLUM_OLDER_PROGRAM") else {
         return untested(
             "going back to the program before",
@@ -350,7 +349,7 @@ fn a_store_that_an_older_program_has_taken_over_is_migrated_again() {
     assert_migrated(&root, "again");
 }
 
-fn an_older_database_put_back_after_the_migration_is_noticed() {
+fn an_older_database_restored_after_the_migration_is_noticed() {
     let scratch = Scratch::new();
     let root = schema_2(&scratch);
     let old = scratch.join("old");
@@ -378,8 +377,8 @@ fn an_older_database_put_back_after_the_migration_is_noticed() {
     assert!(store.exists(&key("later")).unwrap());
 }
 
-/// Its file was made without the flag and gives way to one that has it; in a directory whose name
-/// is not text, too.
+/// Its file was created without the flag and is replaced by one that has it; also in a directory
+/// whose name is not text.
 fn an_older_database_on_btrfs_is_written_in_place_from_then_on() {
     if !needs_root("a file system that copies on write") {
         return;
@@ -425,12 +424,12 @@ fn main() {
             a_rebuild_cut_short_anywhere_loses_nothing,
         ),
         (
-            "rows_that_an_older_log_lost_are_put_back_and_nothing_is_deleted",
-            rows_that_an_older_log_lost_are_put_back_and_nothing_is_deleted,
+            "rows_that_an_older_log_lost_are_restored_and_nothing_is_deleted",
+            rows_that_an_older_log_lost_are_restored_and_nothing_is_deleted,
         ),
         (
-            "an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all",
-            an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all,
+            "an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it",
+            an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it,
         ),
         (
             "an_older_database_on_btrfs_is_written_in_place_from_then_on",
@@ -441,8 +440,8 @@ fn main() {
             a_store_that_an_older_program_has_taken_over_is_migrated_again,
         ),
         (
-            "an_older_database_put_back_after_the_migration_is_noticed",
-            an_older_database_put_back_after_the_migration_is_noticed,
+            "an_older_database_restored_after_the_migration_is_noticed",
+            an_older_database_restored_after_the_migration_is_noticed,
         ),
     ]);
 }

@@ -1,5 +1,5 @@
-//! Parents that lead nowhere, in the database and in record files: every call ends, names them, and
-//! nothing is deleted for it.
+//! Broken parents in the database and in record files: every call ends and names them, and nothing
+//! is deleted.
 
 mod common;
 
@@ -12,8 +12,8 @@ use vellum_store::{
 };
 use vellum_testkit::Scratch;
 
-/// A store of layers that stand on each other, `l0` at the bottom, and a writable snapshot `box` on
-/// the top one.
+/// A store with a chain of layers, `l0` at the bottom, and a writable snapshot `box` on the top
+/// one.
 fn chain(scratch: &Scratch, layers: usize) -> Store {
     let store = open(scratch, DriverKind::Overlay2);
     let mut parent = None;
@@ -37,7 +37,7 @@ fn database(store: &Store) -> Connection {
     connection
 }
 
-/// Makes `child` stand on `parent`, whatever that means.
+/// Makes `parent` the parent of `child`, whatever that means.
 fn stand(store: &Store, child: &str, parent: &str) {
     let changed = database(store)
         .execute(
@@ -80,7 +80,7 @@ fn names_it(store: &Store, words: &[&str]) {
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
     assert_eq!(trees(), before, "something was deleted");
-    // What needs no ancestors goes on.
+    // What needs no ancestors still works.
     store.stat(&key("box")).unwrap();
     store.reasons_of(&key("l0")).unwrap();
     let why = store.why(&store.root().join("trash")).unwrap();
@@ -88,13 +88,13 @@ fn names_it(store: &Store, words: &[&str]) {
 }
 
 #[test]
-fn a_ring_of_parents_is_named_and_nothing_is_deleted_for_it() {
-    let rings: [(&str, &str); 4] = [("l1", "l1"), ("l1", "l2"), ("l0", "l3"), ("l0", "box")];
-    for (child, parent) in rings {
+fn a_cycle_of_parents_is_named_and_nothing_is_deleted() {
+    let cycles: [(&str, &str); 4] = [("l1", "l1"), ("l1", "l2"), ("l0", "l3"), ("l0", "box")];
+    for (child, parent) in cycles {
         let scratch = Scratch::new();
         let store = chain(&scratch, 4);
         stand(&store, child, parent);
-        names_it(&store, &["ring"]);
+        names_it(&store, &["cycle"]);
         drop(store);
         let options = StoreOptions::new(scratch.join("store"));
         let (rebuilt, what) = Store::rebuild(&options).unwrap();
@@ -104,7 +104,7 @@ fn a_ring_of_parents_is_named_and_nothing_is_deleted_for_it() {
 }
 
 #[test]
-fn a_missing_parent_is_named_and_nothing_is_deleted_for_it() {
+fn a_missing_parent_is_named_and_nothing_is_deleted() {
     let scratch = Scratch::new();
     let store = chain(&scratch, 3);
     database(&store)
@@ -117,7 +117,7 @@ fn a_missing_parent_is_named_and_nothing_is_deleted_for_it() {
 }
 
 #[test]
-fn a_chain_of_absurd_length_is_named_in_no_time() {
+fn a_chain_of_absurd_length_is_named_quickly() {
     let scratch = Scratch::new();
     let store = chain(&scratch, 2);
     let mut database = database(&store);
@@ -144,7 +144,7 @@ fn a_chain_of_absurd_length_is_named_in_no_time() {
 }
 
 #[test]
-fn a_rebuild_leaves_out_what_stands_on_itself_and_names_it() {
+fn a_rebuild_leaves_out_cycles_and_names_them() {
     let scratch = Scratch::new();
     let store = chain(&scratch, 4);
     let tree = |name: &str| store.stat(&key(name)).unwrap().tree.to_string();
@@ -165,10 +165,11 @@ fn a_rebuild_leaves_out_what_stands_on_itself_and_names_it() {
     let root = store.root().to_owned();
     drop(store);
     let (rebuilt, what) = Store::rebuild(&StoreOptions::new(&root)).unwrap();
-    // l0 came back; the ring of l1 and l2, what stands on it, and what stands on nothing did not.
+    // l0 is restored; the cycle of l1 and l2, its descendants, and those whose parent is missing
+    // are not.
     assert_eq!(what.snapshots, 1);
     assert!(
-        is_told(&what.lost, &["ring", "l1", "l2"]),
+        is_told(&what.lost, &["cycle", "l1", "l2"]),
         "{:?}",
         what.lost
     );
@@ -193,7 +194,7 @@ fn a_rebuild_of_a_long_chain_takes_one_look_at_each_record() {
 }
 
 #[test]
-fn texts_that_lead_in_a_ring_are_put_right_from_the_record() {
+fn derived_files_that_form_a_cycle_are_repaired_from_the_record() {
     let scratch = Scratch::new();
     let store = chain(&scratch, 2);
     let tree = store.stat(&key("box")).unwrap().tree;

@@ -1,10 +1,10 @@
-//! The power goes right after a command has returned: what the disk holds then has all of it, also
+//! The power fails right after a command has returned: the disk then has all of its changes, even
 //! without the database.
 //!
 //! The disk is an image on a file system that shares blocks. A copy of the image at one moment is
-//! what a disk holds whose power went: what was still in memory is not in it. Each is mounted,
-//! which replays its journal; then the store is looked at as it is, and rebuilt from the record
-//! files alone.
+//! what a disk has after a power failure: what was still in memory is missing. Each copy is
+//! mounted, which replays its journal. Then the store is examined as it is, and rebuilt from the
+//! record files alone.
 
 mod common;
 #[path = "common/furnished.rs"]
@@ -21,7 +21,7 @@ use furnished::*;
 use vellum_store::*;
 use vellum_testkit::{FsKind, Scratch, clients::run, needs_root, untested};
 
-/// A disk that is an image, and the pictures taken of it.
+/// A disk that is an image, and the copies made of it.
 struct Disk<'a> {
     scratch: &'a Scratch,
     kind: FsKind,
@@ -53,7 +53,7 @@ impl<'a> Disk<'a> {
         })
     }
 
-    /// Keeps what the disk would hold if the power went now.
+    /// Keeps what the disk would have if the power failed now.
     fn picture(&mut self) -> PathBuf {
         self.pictures += 1;
         let picture = self
@@ -64,10 +64,11 @@ impl<'a> Disk<'a> {
         picture
     }
 
-    /// Mounts a picture in the place of the disk.
+    /// Mounts a copy in place of the disk.
     fn mount(&self, picture: &Path) {
         if let FsKind::Btrfs = self.kind {
-            // It takes file systems of one id for one, and remembers where it saw it.
+            // The kernel takes file systems with one id for the same, and remembers where it saw
+            // it.
             run(Command::new("btrfs").args(["device", "scan", "--forget"])).unwrap();
         }
         run(Command::new("mount")

@@ -12,7 +12,7 @@ use vellum_testkit::Scratch;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Stages, fills and commits one layer the way an import does.
+/// Stages, fills and commits one layer like an import.
 fn import_layer(
     store: &Store,
     parent: Option<&SnapshotKey>,
@@ -200,7 +200,7 @@ fn images_share_layers_and_gc_frees_the_rest() {
 }
 
 #[test]
-fn a_layer_somebody_else_committed_is_found_not_stored_twice() {
+fn a_layer_that_another_process_committed_is_not_stored_twice() {
     let scratch = Scratch::new();
     let store = open(&scratch, DriverKind::Overlay2);
     let (mut first, mut second) = (vec![], vec![]);
@@ -233,7 +233,7 @@ fn a_layer_somebody_else_committed_is_found_not_stored_twice() {
     );
     assert!(matches!(again[3], Registered::New(_)));
     assert_eq!(names(&store.driver_home(DriverKind::Overlay2)).len(), 5);
-    // The new layer stands on the trees that stayed, and its own files say so.
+    // The parents of the new layer are the trees that stayed, and its own files say so.
     assert_eq!(store.check(CheckOptions::default()).unwrap(), []);
     let Shape::Overlay(overlay) = store.tree(&key("d")).unwrap().shape else {
         panic!()
@@ -474,7 +474,7 @@ fn a_lost_database_is_rebuilt_from_the_trees() {
 }
 
 #[test]
-fn check_puts_right_what_is_derived_and_names_what_is_lost() {
+fn check_repairs_what_is_derived_and_names_what_is_lost() {
     let scratch = Scratch::new();
     let store = open(&scratch, DriverKind::Overlay2);
     let image = import(&store, "app", &["a", "b"]);
@@ -520,7 +520,7 @@ fn check_puts_right_what_is_derived_and_names_what_is_lost() {
     );
     let refused = store.tree(image.top().unwrap()).unwrap_err();
     assert_eq!(refused.class(), Class::Damaged);
-    // One damaged tree takes nothing else down.
+    // One damaged tree doesn't affect the others.
     assert!(store.tree(&image.layers[0].snapshot).is_ok());
     assert_eq!(store.images().unwrap().len(), 1);
 }
@@ -553,12 +553,20 @@ fn a_lease_of_a_dead_process_holds_nothing() {
         .unwrap();
     store.gc(false).unwrap();
     assert!(!store.exists(&key("a")).unwrap() && store.exists(&key("b")).unwrap());
-    assert!(store.hold(&long, &Held::Snapshot(key("b"))).unwrap());
-    assert!(!store.hold(&long, &Held::Snapshot(key("a"))).unwrap());
+    assert!(
+        store
+            .hold(&long, &LeaseResource::Snapshot(key("b")))
+            .unwrap()
+    );
+    assert!(
+        !store
+            .hold(&long, &LeaseResource::Snapshot(key("a")))
+            .unwrap()
+    );
     store.end_lease(&long).unwrap();
     assert_eq!(
         store
-            .hold(&long, &Held::Snapshot(key("b")))
+            .hold(&long, &LeaseResource::Snapshot(key("b")))
             .unwrap_err()
             .class(),
         Class::NotFound
@@ -575,7 +583,7 @@ fn why_and_gc_agree_about_everything_in_a_store() {
         let one = import(&store, "one:latest", &["a", "b"]);
         container(&store, "box", &one);
         store.create_volume("held", &Labels::new()).unwrap();
-        // What dead commands leave, and what others do.
+        // What dead commands leave, and what other programs create.
         let root = store.root().to_owned();
         let (tree, other) = ("0123456789abcdef".repeat(4), "fedcba9876543210".repeat(4));
         for dir in [

@@ -1,8 +1,8 @@
-//! A database that goes back in time, or is another's, or is gone: nothing is deleted, reading
-//! works, a rebuild has it all.
+//! A database that goes back in time, belongs to another store, or is gone: nothing is deleted,
+//! reading works, a rebuild restores everything.
 //!
-//! Each test puts something else in the place of `vellum.db`, as a restored backup, a bad disk or a
-//! slip of the hand would, and then does what a command would do next.
+//! Each test replaces `vellum.db`, like a restored backup, a bad disk or a mistake, and then does
+//! what a command would do next.
 
 mod common;
 #[path = "common/furnished.rs"]
@@ -24,7 +24,7 @@ fn options(root: &Path) -> StoreOptions {
     StoreOptions::new(root)
 }
 
-/// Every path below `root` but those of the database: what a collection must not touch.
+/// Every path below `root` except the database's: what gc must not touch.
 fn paths(root: &Path) -> BTreeSet<PathBuf> {
     let mut all = BTreeSet::new();
     let mut todo = vec![root.to_owned()];
@@ -53,13 +53,13 @@ fn save_database(root: &Path, to: &Path) {
 
 fn put_database_back(from: &Path, root: &Path) {
     for name in ["vellum.db", "vellum.db-journal"] {
-        // A new inode, as a restore makes one.
+        // A new inode, as after a restore.
         fs::remove_file(root.join(name)).unwrap();
         fs::copy(from.join(name), root.join(name)).unwrap();
     }
 }
 
-/// Nothing is changed, and everything can be read, in a store whose database has gone back in time.
+/// In a store whose database has gone back in time nothing is changed and everything can be read.
 #[track_caller]
 fn assert_only_read(root: &Path, context: &str) {
     let before = paths(root);
@@ -129,7 +129,7 @@ fn assert_same(now: &BTreeSet<PathBuf>, before: &BTreeSet<PathBuf>, context: &st
 }
 
 #[test]
-fn a_database_put_back_is_noticed_after_any_change_and_nothing_is_deleted() {
+fn a_restored_database_is_noticed_after_any_change_and_nothing_is_deleted() {
     for name in CHANGES {
         let scratch = Scratch::new();
         let root = scratch.join("store");
@@ -157,7 +157,7 @@ fn a_lost_mark_leaves_the_record_files_to_prove_it() {
     drop(furnish(&root));
     save_database(&root, &scratch.join("backup"));
     let store = open_at(&root, DriverKind::Overlay2);
-    // One step ahead a record file may be without any fault.
+    // A record file may be one step ahead without any fault.
     for name in ["prepare", "container", "commit"] {
         change(&store, name);
     }
@@ -168,7 +168,7 @@ fn a_lost_mark_leaves_the_record_files_to_prove_it() {
 }
 
 #[test]
-fn a_mark_left_behind_by_a_power_loss_is_no_lie() {
+fn a_mark_left_behind_by_a_power_loss_proves_nothing() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
     drop(furnish(&root));
@@ -185,7 +185,7 @@ fn a_mark_left_behind_by_a_power_loss_is_no_lie() {
     assert_eq!(store.rolled_back(), None);
     assert_eq!(store.gc(false).unwrap(), []);
     assert_eq!(holds(&store), whole);
-    // With the mark as far back as the database, the collector still asks the record files.
+    // Even with the mark as old as the database, the collector still asks the record files.
     save_database(&root, &scratch.join("backup"));
     let behind = only(&root.join("generation"));
     for name in ["commit", "container"] {
@@ -214,7 +214,7 @@ fn the_database_of_another_store_is_noticed() {
     let (root, other) = (scratch.join("store"), scratch.join("other"));
     let whole = holds(&furnish(&root));
     let stranger = furnish(&other);
-    // Further ahead than ours, so that only the id can tell.
+    // Further ahead than ours, so that only the id differs.
     for round in 0..30 {
         stranger.put_blob(&[round], None).unwrap();
     }
@@ -229,7 +229,7 @@ fn the_database_of_another_store_is_noticed() {
 
 #[test]
 fn a_store_that_has_held_a_tree_never_opens_as_new() {
-    /// What becomes of the store's files.
+    /// What happens to the store's files.
     type Harm = fn(&Path);
     let harms: [(&str, Harm); 8] = [
         ("emptied", |root| {
@@ -291,7 +291,7 @@ fn a_store_that_has_held_a_tree_never_opens_as_new() {
 }
 
 #[test]
-fn what_a_rebuild_can_not_put_back_is_kept_until_it_is_let_go() {
+fn what_a_rebuild_cannot_restore_is_kept_until_it_is_released() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
     let store = furnish(&root);
@@ -321,7 +321,7 @@ fn a_server_notices_a_database_that_goes_back_under_it() {
     save_database(&root, &scratch.join("backup"));
     change(&store, "prepare");
     change(&store, "container");
-    // In place, as `cp` writes: the server's descriptors lead to it.
+    // In place, as `cp` writes: the server's descriptors stay on the file.
     for name in ["vellum.db", "vellum.db-journal"] {
         let bytes = fs::read(scratch.join("backup").join(name)).unwrap();
         fs::write(root.join(name), bytes).unwrap();
@@ -337,7 +337,7 @@ fn a_server_notices_a_database_that_goes_back_under_it() {
 }
 
 #[test]
-fn no_bad_byte_of_the_database_makes_a_collection_take_what_is_needed() {
+fn no_bad_byte_of_the_database_makes_gc_remove_what_is_needed() {
     let scratch = Scratch::new();
     let root = scratch.join("store");
     drop(furnish(&root));
@@ -350,7 +350,7 @@ fn no_bad_byte_of_the_database_makes_a_collection_take_what_is_needed() {
             .collect::<BTreeSet<_>>()
     };
     let whole = trees(&root);
-    // Headers of every page, where one byte decides about many rows, and more between them.
+    // Headers of every page, where one byte affects many rows, and more between them.
     let offsets = (0..good.len()).filter(|at| at % 4096 < 12 || at % 509 == 0);
     let mut tried = 0;
     for at in offsets {
@@ -358,7 +358,7 @@ fn no_bad_byte_of_the_database_makes_a_collection_take_what_is_needed() {
         bad[at] ^= 0x41;
         fs::write(&database, &bad).unwrap();
         if let Ok(store) = Store::open(&options(&root)) {
-            // A page may be one that nothing reads: then nothing is wrong, and nothing goes.
+            // A page may be unused: then nothing is wrong, and nothing is removed.
             let _ = store.gc(false);
         }
         assert_eq!(trees(&root), whole, "byte {at}");
@@ -370,7 +370,7 @@ fn no_bad_byte_of_the_database_makes_a_collection_take_what_is_needed() {
 }
 
 #[test]
-fn stale_record_files_are_written_anew_by_the_next_command() {
+fn stale_record_files_are_rewritten_by_the_next_command() {
     type Change = fn(&Store);
     let changes: [(&str, Change); 3] = [
         ("\"name\": \"crate\"", |store| {
@@ -391,8 +391,8 @@ fn stale_record_files_are_written_anew_by_the_next_command() {
         change(&store);
         let whole = holds(&store);
         drop(store);
-        // What a command leaves that was killed before its file had the name, or whose file a bad
-        // disk has lost.
+        // The state after a command that was killed before its file had the name, or whose file a
+        // bad disk has lost.
         let records = fs::read_dir(root.join("records")).unwrap();
         let written: Vec<PathBuf> = records
             .map(|entry| entry.unwrap().path())

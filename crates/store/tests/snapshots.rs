@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs};
 
 use common::*;
 use vellum_store::{
-    Class, Commit, DriverKind, Filter, Info, Keep, Kind, LabelChange, Shape, SnapshotKey,
+    Class, Commit, DriverKind, Filter, Info, Keep, LabelChange, Shape, SnapshotKey, SnapshotKind,
     StoreError, Sweep,
 };
 use vellum_testkit::{Scratch, needs_root};
@@ -46,7 +46,7 @@ fn prepare_commit_remove_tree() {
         let info = store.commit(&key("base"), &odd, Commit::default()).unwrap();
         assert_eq!(
             (info.kind, &info.key, info.usage.unwrap().inodes),
-            (Kind::Committed, &key("base"), 2)
+            (SnapshotKind::Committed, &key("base"), 2)
         );
         assert_eq!(info.created, info.updated);
         assert_eq!(store.stat(&key("base")).unwrap(), info);
@@ -245,7 +245,7 @@ fn roots_ignore_the_umask_and_follow_the_parent() {
 }
 
 #[test]
-fn gc_takes_what_nobody_needs_and_says_why() {
+fn gc_removes_what_is_not_needed_and_says_why() {
     let scratch = Scratch::new();
     let store = open(&scratch, DriverKind::Overlay2);
     store.prepare(&key("x"), &on(None)).unwrap();
@@ -287,7 +287,7 @@ fn gc_takes_what_nobody_needs_and_says_why() {
 }
 
 #[test]
-fn an_unsettled_upper_becomes_no_layer() {
+fn an_unsettled_upper_cannot_become_a_layer() {
     for driver in [DriverKind::Overlay2, DriverKind::Overlay] {
         let scratch = Scratch::new();
         let store = open(&scratch, driver);
@@ -305,7 +305,7 @@ fn an_unsettled_upper_becomes_no_layer() {
         let commit = || store.commit(&key("layer"), &key("top"), Commit::default());
         let refused = commit().unwrap_err();
         assert!(refused.to_string().contains("committing"), "{refused}");
-        assert_eq!(store.stat(&key("top")).unwrap().kind, Kind::Active);
+        assert_eq!(store.stat(&key("top")).unwrap().kind, SnapshotKind::Active);
         fs::remove_file(maps.join("0123")).unwrap();
         commit().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Giving a new object its owner, attributes, mode and times, in the one order that works.
+//! Sets an object's owner, attributes, mode and times, in the one order that works.
 //!
 //! Owner first, since changing it clears set-uid, set-gid and capabilities; then extended
 //! attributes (an access ACL changes the mode's group bits); then the mode; times last. What the
@@ -23,19 +23,20 @@ use crate::tar::Entry;
 pub(super) const ACCESS_ACL: &str = "system.posix_acl_access";
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
-/// What is given attributes: something open, or a name that must not be opened (a link, a device).
+/// The object to set attributes on: something open, or a name that must not be opened (a link, a
+/// device).
 #[derive(Clone, Copy)]
 pub(super) enum Object<'a> {
     File(&'a File),
     Dir(&'a Dir),
     Name(&'a Dir, &'a OsStr),
-    /// As `Name`, but a symbolic link, which has no mode.
+    /// Like `Name`, but a symbolic link, which has no mode.
     Symlink(&'a Dir, &'a OsStr),
 }
 
 impl Object<'_> {
     fn set_owner(self, uid: u32, gid: u32) -> vellum_sys::Result<()> {
-        // What archives say reaches the kernel so from other runtimes: -1 leaves what is there.
+        // Other runtimes pass an archive's ids to the kernel like this: -1 leaves the id unchanged.
         let told = |id| (id != u32::MAX).then_some(id);
         let (uid, gid) = (told(uid), told(gid));
         match self {
@@ -103,21 +104,21 @@ impl Object<'_> {
 
 /// What is known about the object before its attributes are set.
 pub(super) struct Situation<'a> {
-    /// The entry's place in the tree, for messages.
+    /// The entry's path in the tree, for messages.
     pub path: &'a Path,
     /// The object has its owner already.
     pub owner_right: bool,
     /// The object has its mode already.
     pub mode_right: bool,
-    /// The directory it was made in handed an ACL down to it.
+    /// It inherited an ACL from the directory it was created in.
     pub inherited_acl: bool,
-    /// It was there before and may carry attributes that the entry does not have.
+    /// It existed before and may have attributes that the entry doesn't.
     pub existed: bool,
-    /// What it stands for, if it is a stand-in.
+    /// What it represents, if it is a stand-in.
     pub stand_in: Option<OverrideKind>,
 }
 
-/// The rules for attributes of one target.
+/// The attribute rules of one target.
 pub(super) struct Rules {
     pub marks: TargetMarks,
     pub privilege: Privilege,
@@ -128,7 +129,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Sets everything that `entry` says about `object`, the times only if `times`.
+    /// Sets everything that `entry` says about `object`; the times only if `times`.
     pub fn set(
         &mut self,
         object: Object<'_>,
@@ -164,8 +165,8 @@ impl Rules {
         }
         if foreign {
             self.record_stat(object, entry, at)?;
-            // A set-uid file of somebody else's must not run with the rights of whoever it belongs
-            // to for want of a better owner.
+            // A set-uid file must not run with the rights of a wrong owner, which it has for lack
+            // of the right one.
             object
                 .set_mode(entry.mode & 0o777)
                 .map_err(failed("set the mode of"))?;
@@ -182,7 +183,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Returns true if the owner is to be recorded instead.
+    /// Returns true if the owner must be recorded instead.
     fn refused_owner(
         &mut self,
         error: vellum_sys::Error,
@@ -205,7 +206,7 @@ impl Rules {
         }
     }
 
-    /// Takes away and returns the record of what could not be set on `object`.
+    /// Removes and returns the record of what could not be set on `object`.
     pub fn take_record(&self, object: Object<'_>, path: &Path) -> Result<Option<OverrideStat>> {
         if self.privilege == Privilege::Full {
             return Ok(None);
@@ -220,7 +221,7 @@ impl Rules {
             return Ok(None);
         };
         object.remove_xattr(name).map_err(failed)?;
-        // Our own writing: archives can't forge it.
+        // Written by us: archives can't forge it.
         Ok(OverrideStat::parse(&value).ok())
     }
 
@@ -271,11 +272,11 @@ impl Rules {
         })
     }
 
-    /// Returns the name under which the tree keeps the archive's attribute `name`.
+    /// Returns the name under which the tree stores the archive's attribute `name`.
     ///
-    /// An overlay control attribute that came with an archive must never act as one, so it is
-    /// escaped: for the dialect of the overlays that the tree is made for. Names of the other
-    /// dialect are ordinary, and in a tree that is used as it is all are.
+    /// An overlay control attribute from an archive must never act as one, so it is escaped, for
+    /// the dialect of the overlays that the tree is made for. Names of the other dialect are
+    /// ordinary, and in a tree that is used as it is all names are.
     fn stored_name(&self, name: &OsStr) -> OsString {
         let is_record = record::original(name).is_some()
             || OVERRIDE_STAT_NAMES.iter().any(|known| name == *known);
@@ -283,7 +284,7 @@ impl Rules {
             && is_record
             && let Some(recorded) = record::recorded(name)
         {
-            // Nor must a record be forged.
+            // Records must not be forged either.
             return recorded;
         }
         match self.marks {
@@ -292,8 +293,8 @@ impl Rules {
         }
     }
 
-    /// Removes what an existing directory has and the entry has not, but never the target's own
-    /// marks.
+    /// Removes the attributes that an existing directory has and the entry doesn't, but never the
+    /// target's own marks.
     fn remove_others(&self, object: Object<'_>, entry: &Entry) -> vellum_sys::Result<()> {
         for name in object.xattrs()? {
             let own_mark = match self.marks {
@@ -304,7 +305,7 @@ impl Rules {
                 .xattrs
                 .iter()
                 .any(|(wanted, _)| self.stored_name(wanted) == name);
-            // A security module labels what it likes.
+            // A security module sets labels as it likes.
             if own_mark || wanted || name == "security.selinux" {
                 continue;
             }
@@ -314,20 +315,20 @@ impl Rules {
     }
 }
 
-/// The attribute is not for this kind of file, this process, this file system or this system.
+/// The attribute can't be set for this file type, process, file system or operating system.
 fn is_refusal(error: &vellum_sys::Error) -> bool {
     [Errno::PERM, Errno::OPNOTSUPP, Errno::ACCESS, Errno::INVAL]
         .iter()
         .any(|errno| error.is(*errno))
 }
 
-/// No file of Linux can have an attribute of this size, or a name of this length.
+/// No file on Linux can have an attribute of this size, or with a name of this length.
 fn is_too_large(error: &vellum_sys::Error) -> bool {
     error.is(Errno::TOOBIG) || error.is(Errno::RANGE)
 }
 
-/// An attribute of another system (`com.apple.quarantine`, `system.nfs4_acl`) would be no more than
-/// a name here.
+/// Another system's attribute (`com.apple.quarantine`, `system.nfs4_acl`) would have no effect
+/// here.
 fn is_of_linux(name: &OsStr) -> bool {
     let known = ["user.", "trusted.", "security."];
     let name = name.as_bytes();
@@ -337,10 +338,10 @@ fn is_of_linux(name: &OsStr) -> bool {
             .any(|acl| name == acl.as_bytes())
 }
 
-/// Writes a record of what could not be set; false if that is refused, too.
+/// Writes a record of what could not be set; false if that is refused too.
 ///
-/// Links and pipes take no user attributes: their headers stay in the recipe alone, so a saved
-/// layer is right all the same. Any other failure (a full disk, a broken one) is an error.
+/// Links and pipes can't have user attributes. Their headers are in the recipe alone, so a saved
+/// layer is still right. Any other failure (a full disk, a broken one) is an error.
 fn keep_record(object: Object<'_>, name: &OsStr, value: &[u8], path: &Path) -> Result<bool> {
     match object.set_xattr(name, value) {
         Err(error) if error.is(Errno::PERM) || error.is(Errno::OPNOTSUPP) => Ok(false),

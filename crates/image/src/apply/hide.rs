@@ -1,6 +1,6 @@
-//! What a layer takes away: whiteouts, opaque directories, and names that are used again.
+//! What a layer removes: whiteouts, opaque directories, and names that are used again.
 //!
-//! Removal goes by descriptors, one component at a time. What this layer itself brought and then
+//! Removal works on descriptors, one component at a time. What this layer itself created and then
 //! loses is read back into the recipe first.
 
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::tar::Entry;
 
 impl Applier<'_, '_> {
-    /// Hides the lower layers' `hidden` in the present directory.
+    /// Hides the lower layers' `hidden` in the current directory.
     pub(super) fn whiteout(&mut self, hidden: &OsStr, entry: &Entry) -> Result<()> {
         let dir = &self.stack.top().dir;
         match self.rules.marks {
@@ -31,8 +31,8 @@ impl Applier<'_, '_> {
                         self.whiteout_dirs.insert(path);
                         Ok(())
                     }
-                    // The layer brings that name itself: a file hides what is below anyway, a
-                    // directory must be told to.
+                    // The layer contains that name itself. A file hides what is below anyway; a
+                    // directory must be marked.
                     Err(error) if error.is_exists() => {
                         let stat = dir.stat(hidden).map_err(self.failed("look at", hidden))?;
                         if !stat.is_dir() {
@@ -63,7 +63,7 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// Hides everything of the lower layers in the present directory.
+    /// Hides everything that lower layers have in the current directory.
     pub(super) fn opaque(&mut self, _entry: &Entry) -> Result<()> {
         match self.rules.marks {
             TargetMarks::Overlay(_) if self.stack.path().is_empty() => {
@@ -84,7 +84,7 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// Marks the present directory opaque, where there are marks.
+    /// Marks the current directory opaque, if the target has marks.
     pub(super) fn mark_opaque(&self) -> Result<()> {
         self.mark(&self.stack.top().dir, OsStr::new(""))
     }
@@ -109,7 +109,7 @@ impl Applier<'_, '_> {
             let mut dir = root.dup().map_err(at("open", &path))?;
             let mut opaque = false;
             for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
-                // What is no directory any more was replaced later in the layer.
+                // A directory that has become something else was replaced later in the layer.
                 let Ok(next) = dir.open_dir(OsStr::from_bytes(part)) else {
                     continue 'dirs;
                 };
@@ -127,7 +127,7 @@ impl Applier<'_, '_> {
         Ok(needed)
     }
 
-    /// Removes `name` from the present directory, whatever it is. Returns true if it was a
+    /// Removes `name` from the current directory, whatever it is. Returns true if it was a
     /// whiteout.
     pub(super) fn clear(&mut self, name: &OsStr) -> Result<bool> {
         let dir = self
@@ -141,7 +141,7 @@ impl Applier<'_, '_> {
         self.remove(&dir, name, path)
     }
 
-    /// Removes from `dir`, which has this path, everything that this layer did not make.
+    /// Removes from `dir`, which has this path, everything that this layer did not create.
     fn clear_foreign(&mut self, dir: &Dir, path: Vec<u8>) -> Result<()> {
         let times = dir.stat_self().map_err(at("look at", &path))?.mtime;
         for (name, kind) in list(dir, &path)? {
@@ -164,7 +164,7 @@ impl Applier<'_, '_> {
 
     /// Removes `name`, whose whole path is `path`, from `dir`. Returns true if it was a whiteout.
     ///
-    /// Goes as deep as the tree does; the limit on depth holds for names of every layer.
+    /// Recurses as deep as the tree; the limit on depth holds for the names of every layer.
     fn remove(&mut self, dir: &Dir, name: &OsStr, path: Vec<u8>) -> Result<bool> {
         let stat = dir.stat(name).map_err(at("look at", &path))?;
         if stat.is_dir() {
@@ -186,7 +186,7 @@ impl Applier<'_, '_> {
         Ok(is_whiteout(&stat))
     }
 
-    /// Reads a file's content back into the recipe if the recipe points to it.
+    /// Reads a file's content back into the recipe if the recipe refers to it.
     fn keep(&mut self, dir: &Dir, name: &OsStr, path: &[u8]) -> Result<()> {
         let key = self.key(path);
         let Some(recipe) = &mut self.recipe else {
@@ -202,8 +202,8 @@ impl Applier<'_, '_> {
     }
 }
 
-/// Removes the whiteouts in the directory `path` of an applied layer, which the layers below turned
-/// out not to have.
+/// Removes the whiteouts in the directory `path` of an applied layer, after the layers below turned
+/// out not to have that directory.
 ///
 /// The directory's times stay. Nothing happens if there is no such directory. Not synced.
 pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
@@ -214,13 +214,13 @@ pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
     }
 }
 
-/// Hides each of `below`, the names that the layers below have in their root, in the root of an
+/// Hides each of `below`, the names that the lower layers have in their root, in the root of an
 /// applied layer.
 ///
-/// An overlay merges the roots of all its layers, so a mark on the root itself would say nothing:
-/// what the layer does not bring gets a whiteout, and the directories that it brings become opaque.
-/// The whiteouts that it has, in `whiteout_dirs`, hide nothing then, and go. The root's times stay.
-/// Not synced.
+/// An overlay merges the roots of all its layers, so a mark on the root itself would have no
+/// effect. What the layer doesn't contain gets a whiteout, and the directories that it contains
+/// become opaque. Its whiteouts in `whiteout_dirs` then hide nothing, and are removed. The root's
+/// times stay. Not synced.
 pub fn hide_all(
     root: &Dir,
     prefix: Prefix,

@@ -1,9 +1,9 @@
-//! Names in an archive, taken apart once.
+//! Parses names in an archive, once.
 //!
 //! Pure. A name becomes its components, cleaned as Docker cleans it in a chroot: a leading slash,
-//! empty components and `.` vanish, `..` takes back the component before it, and above the root is
-//! the root. What comes out is never joined into a path string that the kernel would walk: each
-//! component goes to a directory descriptor on its own.
+//! empty components and `.` vanish, `..` removes the component before it, and above the root is the
+//! root. The result is never joined into a path that the kernel would walk: each component goes to
+//! a directory descriptor on its own.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,11 +14,10 @@ use vellum_format::wh;
 use crate::error::{Error, Result};
 use crate::limits::{Limits, check};
 
-/// AUFS keeps the files behind hard links in this directory at the root; old images carry it.
+/// AUFS keeps the files that hard links refer to in this directory at the root; old images have it.
 pub(super) const PLNK: &str = ".wh..wh.plnk";
 
-/// Returns the components of a name, an entry's or the one that a hard link is to; none for the
-/// root itself.
+/// Returns the components of an entry's name or of a hard link's target; none for the root itself.
 pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
     let path = Path::new(name);
     let mut found: Vec<&OsStr> = Vec::new();
@@ -30,7 +29,7 @@ pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a
             part if part.contains(&0) => {
                 return Err(Error::BadName {
                     path: path.to_owned(),
-                    why: "there is a NUL in it",
+                    why: "it contains a NUL",
                 });
             }
             part => {
@@ -60,15 +59,15 @@ pub(super) enum Meaning<'a> {
     Root,
     /// An object of this name.
     Object(&'a OsStr),
-    /// That the layers below do not show this name.
+    /// The layers below don't show this name.
     Whiteout(&'a OsStr),
-    /// That the layers below show nothing in the directory.
+    /// The layers below show nothing in the directory.
     Opaque,
     /// Nothing: AUFS' own files.
     Reserved,
 }
 
-/// Returns the components of the directory an entry lies in, and what the entry means there.
+/// Returns the components of the directory an entry is in, and what the entry means there.
 pub(super) fn meaning<'n, 'c>(
     name: &Path,
     components: &'c [&'n OsStr],
@@ -80,12 +79,11 @@ pub(super) fn meaning<'n, 'c>(
         path: name.to_owned(),
         why,
     };
-    // The files in there are what AUFS' hard links name, so they are made, and removed at the end.
+    // AUFS's hard links refer to the files in there, so they are created, and removed at the end.
     if components[0] == PLNK {
         return Ok((parents, Meaning::Object(last)));
     }
-    // A directory has no whiteout's meaning by what lies beneath it: only the last component says
-    // one.
+    // A directory on the path is never a whiteout: only the last component can be one.
     if parents
         .iter()
         .any(|name| wh::parse(name) == wh::Name::Reserved)

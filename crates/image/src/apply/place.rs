@@ -1,4 +1,4 @@
-//! Making what an entry describes.
+//! Creates what an entry describes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::stream::LayerStream;
 use crate::tar::{Entry, EntryKind, TarReader};
 
 impl Applier<'_, '_> {
-    /// Makes the object `name` in the present directory.
+    /// Creates the object `name` in the current directory.
     pub(super) fn place(
         &mut self,
         name: &OsStr,
@@ -42,7 +42,7 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// Makes the directory `name`, or gives an existing one the entry's attributes, and goes into
+    /// Creates the directory `name`, or gives an existing one the entry's attributes, and enters
     /// it.
     pub(super) fn directory(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let path = self.stack.path_of(name);
@@ -106,7 +106,7 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// The root, which archives list as `.` or `./`: it is there already, and takes the entry's
+    /// The root, which archives list as `.` or `./`: it exists already, and gets the entry's
     /// attributes.
     pub(super) fn root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != EntryKind::Directory {
@@ -194,28 +194,28 @@ impl Applier<'_, '_> {
     }
 
     /// Returns the file that may have the entry's content already, if there is one of its size and
-    /// sharing it spares anything.
+    /// sharing it saves anything.
     fn donor_of(&self, entry: &Entry) -> Option<File> {
         let tree = self.donor.as_ref()?;
         if entry.ranges.is_some() || entry.payload_bytes < SHARE_FROM_BYTES {
             return None;
         }
-        // Whatever is wrong with it: the content comes with the archive anyway.
+        // If anything is wrong with it, the archive has the content anyway.
         let found = in_root::find(tree, entry.path(), Last::Keep).ok()??;
         let stat = stat_fd(&found).ok()?;
         let same = stat.kind == FileKind::File && stat.size_bytes == entry.payload_bytes;
         same.then(|| rooted::reopen(&found).ok()).flatten()
     }
 
-    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false
-    /// if it is empty afterwards.
+    /// Makes the empty `file` share the blocks of `donor`, whose content is not trusted yet; false
+    /// if `file` is empty afterwards.
     fn share(&mut self, donor: &File, file: &File) -> std::io::Result<bool> {
         match share_blocks(donor, file).map_err(|error| error.source)? {
             Shared::Yes => Ok(true),
             Shared::NotThis => Ok(false),
             Shared::NotHere => {
-                // Nobody need ask again for this layer.
-                tracing::debug!("no blocks can be shared");
+                // No need to try again for this layer.
+                tracing::debug!("cannot share blocks");
                 self.donor = None;
                 Ok(false)
             }
@@ -287,8 +287,8 @@ impl Applier<'_, '_> {
             .set(Object::Name(&frame.dir, name), entry, &situation, true)
     }
 
-    /// Makes another name for a file of this layer, which then has what this name's header says, as
-    /// with Docker, Podman and containerd.
+    /// Creates another name for a file of this layer. The file then gets the attributes of this
+    /// name's header, as with Docker, Podman and containerd.
     fn hard_link(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let missing = || Error::LinkTargetMissing {
             path: entry.path().to_owned(),
@@ -310,7 +310,7 @@ impl Applier<'_, '_> {
             .map_err(self.failed("look at the target of", name))?
             .filter(|stat| !is_whiteout(stat))
             .ok_or_else(missing)?;
-        // A whole tree shows what other layers bring, too.
+        // A whole tree also shows what other layers contain.
         if !self.made.contains_key(&self.key(&path)) {
             return Err(missing());
         }
@@ -327,8 +327,8 @@ impl Applier<'_, '_> {
             .stat_opt(name)
             .map_err(self.failed("look at", name))?
         {
-            // Already that very file, perhaps because the link names itself: clearing the name
-            // would lose it.
+            // It is that very file already, perhaps because the link names itself: removing the
+            // name would lose the file.
             if existing.identity() == stat.identity() {
                 return Ok(());
             }
@@ -345,7 +345,7 @@ impl Applier<'_, '_> {
         self.dress_again(name, entry, &stat)
     }
 
-    /// Gives the inode behind a new link what the link's header says. As a rule it has that
+    /// Gives the inode of a new link the attributes in the link's header. Usually it has them
     /// already.
     fn dress_again(&mut self, name: &OsStr, entry: &Entry, stat: &Stat) -> Result<()> {
         let path = self.stack.path_of(name);
@@ -356,7 +356,7 @@ impl Applier<'_, '_> {
         };
         let path = Path::new(OsStr::from_bytes(&path));
         let record = self.rules.take_record(object, path)?;
-        // With a record, what shows is not what the entry is to be compared with.
+        // With a record, the visible attributes are not the ones to compare with the entry.
         let owner_right = record.is_none() && (entry.uid, entry.gid) == (stat.uid, stat.gid);
         let situation = Situation {
             path,
@@ -371,7 +371,7 @@ impl Applier<'_, '_> {
         self.rules.set(object, entry, &situation, times)
     }
 
-    /// Opens the directory of these components as it is in the tree now, and returns where that is;
+    /// Opens the directory of these components as it is in the tree now, and returns its path;
     /// `None` if there is none.
     fn find_dir(&self, components: &[&OsStr], entry: &Entry) -> Result<Option<(Dir, PathBuf)>> {
         let failed = |error: vellum_sys::Error| Error::Apply {
@@ -379,12 +379,12 @@ impl Applier<'_, '_> {
             path: entry.path().to_owned(),
             source: error.source,
         };
-        // Nearly always there is no link on the way, and one call finds the directory.
+        // Nearly always there is no link on the path, and one call finds the directory.
         let joined = components.join(OsStr::new("/"));
         if let Ok(dir) = self.stack.root().open_dir(&joined) {
             return Ok(Some((dir, PathBuf::from(joined))));
         }
-        // From the root, one component after the other, with links followed inside the tree only.
+        // From the root, one component after the other, following links inside the tree only.
         let mut todo: Vec<Vec<u8>> = components
             .iter()
             .rev()
@@ -441,7 +441,7 @@ impl Applier<'_, '_> {
         Ok(at.pop().map(|dir| (dir, path)))
     }
 
-    /// Makes something called `name`; if that name is taken, what has it goes first.
+    /// Creates something called `name`; if that name is taken, what has it is removed first.
     fn again_if_there<T>(
         &mut self,
         name: &OsStr,
@@ -466,17 +466,16 @@ impl Applier<'_, '_> {
             .map_err(self.failed("look at", name))
     }
 
-    /// Returns true if a new object in the present directory belongs to the entry's owner without
-    /// being told.
+    /// Returns true if a new object in the current directory gets the entry's owner by default.
     fn owner_right(&self, entry: &Entry) -> bool {
         (entry.uid, entry.gid) == self.own_ids && !self.stack.top().set_gid
     }
 
-    /// Returns the mode with which the entry's object can be made so that nothing need be changed
-    /// later, if there is one.
+    /// Returns the mode with which the entry's object can be created so that nothing has to be
+    /// changed later, if there is one.
     fn create_mode(&self, entry: &Entry) -> Option<u32> {
         let plain = entry.mode & 0o7000 == 0 && entry.mode & self.umask == 0;
-        // Until the owner is right, nobody else may get at the content; and an ACL's mask depends
+        // Until the owner is right, no other user may read the content; and an ACL's mask depends
         // on the order.
         let alone =
             self.owner_right(entry) && entry.xattrs.is_empty() && !self.stack.top().default_acl;
@@ -491,8 +490,8 @@ fn create(dir: &Dir, name: &OsStr, mode: u32, access: OFlags) -> vellum_sys::Res
         .map_err(|errno| vellum_sys::Error::new("create", Path::new(name), errno))
 }
 
-/// Writes an entry's content where it belongs. Returns its checksum, and what the file system said
-/// if it refused.
+/// Writes an entry's content where it belongs. Returns its checksum, and the file system's error if
+/// it refused.
 fn write_content(
     mut file: &File,
     entry: &Entry,
@@ -552,11 +551,11 @@ fn write_content(
     Ok((crc.sum(), None))
 }
 
-/// Smaller files take one block at most: sharing it costs more than it spares.
+/// Smaller files take one block at most: sharing it costs more than it saves.
 const SHARE_FROM_BYTES: u64 = 16 << 10;
 
-/// Reads an entry's content and compares it with what `file` has got from elsewhere; what differs
-/// is written. Returns as [`write_content`] does.
+/// Reads an entry's content and compares it with what `file` got from the donor; what differs is
+/// written. Returns the same as [`write_content`].
 fn compare_content(
     file: &File,
     reader: &mut TarReader<LayerStream>,
@@ -568,7 +567,7 @@ fn compare_content(
         let piece = reader.payload()?;
         let n = piece.len();
         if n == 0 {
-            // The donor may have grown between the look at its size and the sharing.
+            // The donor may have grown between the check of its size and the sharing.
             let sized = match file.metadata() {
                 Ok(found) if found.len() == offset => Ok(()),
                 Ok(_) => file.set_len(offset),
@@ -587,13 +586,12 @@ fn compare_content(
     }
 }
 
-/// Content goes to disk in steps of this many bytes while the layer is still being read, so that
-/// whoever commits it waits for the rest only. Smaller files are sent whole, see
-/// [`super::writeback`].
+/// Content is sent to disk in steps of this many bytes while the layer is still being read, so that
+/// the commit waits only for the rest. Smaller files are sent whole, see [`super::writeback`].
 const WRITEBACK_BYTES: u64 = 1 << 20;
 
-/// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to
-/// say them that all readers know, and a sparse file that went through one would fill the disk.
+/// Runs of zeros of at least this many bytes become holes. A layer has no other way to express them
+/// that all readers know, and a sparse file that went through one would fill the disk.
 const HOLE_BYTES: usize = 64 * 1024;
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -603,7 +601,7 @@ fn is_zero(bytes: &[u8]) -> bool {
         .all(|part| *part == ZEROS[..part.len()])
 }
 
-/// Writes where the file stands, or, once something was left out, where it belongs.
+/// Writes at the file's position or, once something was left out, at the offset where it belongs.
 fn write_at(file: &mut &File, piece: &[u8], offset: u64, holes: bool) -> std::io::Result<()> {
     match holes {
         false => file.write_all(piece),

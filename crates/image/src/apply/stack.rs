@@ -1,9 +1,9 @@
-//! The directories from the root down to where the applier stands, open.
+//! The open directories from the root down to the applier's current one.
 //!
 //! Archives list a directory's entries together, so the directory of the next entry is nearly
-//! always open already. Only the descriptors of one path are held. A directory's own time is put
-//! back when it is left, for whatever reason it was entered: so nothing need be remembered about
-//! directories until the end, and memory does not grow with their number.
+//! always open already. Only the descriptors of one path are held. A directory's own time is
+//! restored when it is left, for whatever reason it was entered: so nothing about directories has
+//! to be remembered until the end, and memory doesn't grow with their number.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,11 +15,11 @@ use super::attributes::{DEFAULT_ACL, Object};
 /// One open directory.
 pub(super) struct Frame {
     pub dir: Dir,
-    /// How much of the path names this directory.
+    /// How many bytes of the path name this directory.
     path_bytes: usize,
-    /// The time to put back.
+    /// The time to restore.
     pub mtime: Timespec,
-    /// Something in it was made or removed.
+    /// Something in it was created or removed.
     pub dirty: bool,
     /// New objects in it get its group.
     pub set_gid: bool,
@@ -29,10 +29,10 @@ pub(super) struct Frame {
     pub noted: bool,
 }
 
-/// From the root (first) to the present directory (last). Never empty.
+/// From the root (first) to the current directory (last). Never empty.
 pub(super) struct Stack {
     frames: Vec<Frame>,
-    /// The present directory's path, without a leading slash.
+    /// The current directory's path, without a leading slash.
     path: Vec<u8>,
 }
 
@@ -58,7 +58,7 @@ impl Stack {
         &self.frames[0].dir
     }
 
-    /// Returns the path of `name` in the present directory.
+    /// Returns the path of `name` in the current directory.
     pub fn path_of(&self, name: &OsStr) -> Vec<u8> {
         let mut path = Vec::with_capacity(self.path.len() + 1 + name.len());
         path.extend_from_slice(&self.path);
@@ -69,12 +69,12 @@ impl Stack {
         path
     }
 
-    /// Returns the present directory's path.
+    /// Returns the current directory's path.
     pub fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// Returns true if the present directory has exactly these components.
+    /// Returns true if the current directory has exactly these components.
     pub fn is_at(&self, components: &[&OsStr]) -> bool {
         self.common(components) == components.len() && self.frames.len() == components.len() + 1
     }
@@ -94,7 +94,7 @@ impl Stack {
             .count()
     }
 
-    /// Enters the open directory `dir`, called `name` in the present one, looking up what must be
+    /// Enters the open directory `dir`, called `name` in the current one, looking up what must be
     /// known about it.
     ///
     /// `acl_possible` says whether it can have a default ACL at all.
@@ -127,7 +127,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Leaves directories until `depth` components are open, putting their times back.
+    /// Leaves directories until `depth` components are open, restoring their times.
     pub fn pop_to(&mut self, depth: usize) -> vellum_sys::Result<()> {
         while self.frames.len() > depth + 1 {
             let Some(frame) = self.frames.pop() else {
@@ -142,7 +142,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Leaves every directory, the root included.
+    /// Leaves every directory, including the root.
     pub fn finish(mut self) -> vellum_sys::Result<()> {
         self.pop_to(0)?;
         let root = self.top();

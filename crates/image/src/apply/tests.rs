@@ -15,12 +15,12 @@ use crate::tar::reader::tests::{Raw, archive, pax};
 
 const OVERLAY: TargetMarks = TargetMarks::Overlay(Prefix::Trusted);
 
-struct Place {
+struct Fixture {
     scratch: Scratch,
     root: PathBuf,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let scratch = Scratch::new();
         let root = scratch.dir("tree");
@@ -36,7 +36,7 @@ impl Place {
         }
     }
 
-    /// Applies the layer and checks that tree and recipe give it back.
+    /// Applies the layer and checks that tree and recipe reproduce it.
     fn apply(&self, marks: TargetMarks, parts: &[Vec<u8>]) -> Result<Applied> {
         self.apply_bytes(marks, archive(parts))
     }
@@ -105,8 +105,8 @@ fn every_kind_of_entry_with_its_attributes() {
     if !needs_root("apply as root") {
         return;
     }
-    let place = Place::new();
-    let applied = place
+    let fixture = Fixture::new();
+    let applied = fixture
         .apply(
             OVERLAY,
             &[
@@ -144,12 +144,12 @@ fn every_kind_of_entry_with_its_attributes() {
         .unwrap();
     assert_eq!(applied.entries, 7);
     assert!(applied.implied_dirs.is_empty());
-    let meta = |name: &str| fs::symlink_metadata(place.path(name)).unwrap();
+    let meta = |name: &str| fs::symlink_metadata(fixture.path(name)).unwrap();
     assert_eq!(
         (meta("d").mode() & 0o7777, meta("d").uid(), meta("d").gid()),
         (0o2750, 5, 6)
     );
-    assert_eq!(mtime(&place.path("d")), (7, 0));
+    assert_eq!(mtime(&fixture.path("d")), (7, 0));
     assert_eq!(
         (
             meta("d/f").mode() & 0o7777,
@@ -158,13 +158,13 @@ fn every_kind_of_entry_with_its_attributes() {
         ),
         (0o4755, 7, 8)
     );
-    assert_eq!(mtime(&place.path("d/f")), (1_700_000_000, 123_456_789));
+    assert_eq!(mtime(&fixture.path("d/f")), (1_700_000_000, 123_456_789));
     assert_eq!(meta("d/h").ino(), meta("d/f").ino());
-    assert_eq!(place.xattr("d/f", "user.a").unwrap(), b"v");
-    // A set-gid parent does not hand its group to what the archive says is root's.
+    assert_eq!(fixture.xattr("d/f", "user.a").unwrap(), b"v");
+    // A set-gid parent doesn't pass its group to what belongs to root in the archive.
     assert_eq!((meta("d/plain").uid(), meta("d/plain").gid()), (0, 0));
     assert_eq!(
-        fs::read_link(place.path("d/l")).unwrap(),
+        fs::read_link(fixture.path("d/l")).unwrap(),
         Path::new("../anywhere")
     );
     assert_eq!((meta("d/l").uid(), meta("d/l").gid()), (1, 2));
@@ -183,8 +183,8 @@ fn capabilities_survive_the_change_of_owner() {
     let capability = [
         1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(
             OVERLAY,
             &[
@@ -194,13 +194,13 @@ fn capabilities_survive_the_change_of_owner() {
         )
         .unwrap();
     assert_eq!(
-        place.xattr("ping", "security.capability").unwrap(),
+        fixture.xattr("ping", "security.capability").unwrap(),
         capability
     );
 }
 
 #[test]
-fn default_acls_of_an_archive_stay_where_they_are_said() {
+fn default_acls_of_an_archive_apply_only_where_given() {
     if !needs_root("ACLs") {
         return;
     }
@@ -214,8 +214,8 @@ fn default_acls_of_an_archive_stay_where_they_are_said() {
         &[32, 0, 5, 0, 255, 255, 255, 255],
     ]
     .concat();
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(
             OVERLAY,
             &[
@@ -228,19 +228,19 @@ fn default_acls_of_an_archive_stay_where_they_are_said() {
             ],
         )
         .unwrap();
-    assert!(place.xattr("d", "system.posix_acl_default").is_some());
-    assert_eq!(place.xattr("d/f", "system.posix_acl_access"), None);
+    assert!(fixture.xattr("d", "system.posix_acl_default").is_some());
+    assert_eq!(fixture.xattr("d/f", "system.posix_acl_access"), None);
     assert_eq!(
-        fs::metadata(place.path("d/f"))
+        fs::metadata(fixture.path("d/f"))
             .unwrap()
             .permissions()
             .mode()
             & 0o7777,
         0o640
     );
-    assert_eq!(place.xattr("d/sub", "system.posix_acl_default"), None);
+    assert_eq!(fixture.xattr("d/sub", "system.posix_acl_default"), None);
     assert_eq!(
-        place.xattr("d/own", "system.posix_acl_access").unwrap(),
+        fixture.xattr("d/own", "system.posix_acl_access").unwrap(),
         acl
     );
 }
@@ -250,8 +250,8 @@ fn implied_directories_are_reported_until_they_are_listed() {
     if !needs_root("whiteouts") {
         return;
     }
-    let place = Place::new();
-    let applied = place
+    let fixture = Fixture::new();
+    let applied = fixture
         .apply(
             OVERLAY,
             &[
@@ -267,26 +267,26 @@ fn implied_directories_are_reported_until_they_are_listed() {
         applied.implied_dirs,
         [Path::new("odd"), Path::new("odd/sub")]
     );
-    assert!(place.is_whiteout("odd/x") && place.is_whiteout("gone"));
+    assert!(fixture.is_whiteout("odd/x") && fixture.is_whiteout("gone"));
     assert_eq!(
-        fs::metadata(place.path("odd"))
+        fs::metadata(fixture.path("odd"))
             .unwrap()
             .permissions()
             .mode()
             & 0o7777,
         0o755
     );
-    assert_eq!(mtime(&place.path("odd")), (7, 0));
-    assert_eq!(mtime(&place.path("b")), (7, 0));
+    assert_eq!(mtime(&fixture.path("odd")), (7, 0));
+    assert_eq!(mtime(&fixture.path("b")), (7, 0));
 }
 
 #[test]
-fn a_whiteout_hides_below_and_never_its_own_layer() {
+fn a_whiteout_hides_lower_layers_and_never_its_own() {
     if !needs_root("whiteouts") {
         return;
     }
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(
             OVERLAY,
             &[
@@ -308,16 +308,16 @@ fn a_whiteout_hides_below_and_never_its_own_layer() {
         )
         .unwrap();
     for name in ["first", "second", "third", "sixth"] {
-        assert!(place.is_opaque(name), "{name}");
+        assert!(fixture.is_opaque(name), "{name}");
     }
     for name in ["first/f", "second/f", "fourth", "fifth", "sixth/f"] {
-        assert_eq!(place.read(name), "mine", "{name}");
+        assert_eq!(fixture.read(name), "mine", "{name}");
     }
 }
 
 #[test]
 fn plain_targets_lose_what_is_hidden_and_nothing_else() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for name in [
         "gone",
         "gone-dir/a",
@@ -327,9 +327,9 @@ fn plain_targets_lose_what_is_hidden_and_nothing_else() {
         "opaque/sub/old",
         "kept/old",
     ] {
-        place.scratch.file(Path::new("tree").join(name), "parent");
+        fixture.scratch.file(Path::new("tree").join(name), "parent");
     }
-    place
+    fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -353,36 +353,36 @@ fn plain_targets_lose_what_is_hidden_and_nothing_else() {
         "opaque/old",
         "opaque/sub/old",
     ] {
-        assert!(!place.exists(name), "{name}");
+        assert!(!fixture.exists(name), "{name}");
     }
     for name in ["both/sub/new", "opaque/sub/new", "opaque/later", "kept/new"] {
-        assert_eq!(place.read(name), "mine", "{name}");
+        assert_eq!(fixture.read(name), "mine", "{name}");
     }
-    assert_eq!(place.read("kept/old"), "parent");
-    assert!(!place.exists(".wh.gone") && !place.exists("opaque/.wh..wh..opq"));
+    assert_eq!(fixture.read("kept/old"), "parent");
+    assert!(!fixture.exists(".wh.gone") && !fixture.exists("opaque/.wh..wh..opq"));
 }
 
 #[test]
 fn plain_targets_never_write_into_shared_inodes() {
-    let place = Place::new();
-    place.scratch.file("tree/f", "parent");
-    fs::hard_link(place.path("f"), place.scratch.join("of-the-parent")).unwrap();
-    let before = mtime(&place.scratch.join("of-the-parent"));
-    place
+    let fixture = Fixture::new();
+    fixture.scratch.file("tree/f", "parent");
+    fs::hard_link(fixture.path("f"), fixture.scratch.join("of-the-parent")).unwrap();
+    let before = mtime(&fixture.scratch.join("of-the-parent"));
+    fixture
         .apply(TargetMarks::Plain, &[file("f", "mine")])
         .unwrap();
-    assert_eq!(place.read("f"), "mine");
+    assert_eq!(fixture.read("f"), "mine");
     assert_eq!(
-        fs::read_to_string(place.scratch.join("of-the-parent")).unwrap(),
+        fs::read_to_string(fixture.scratch.join("of-the-parent")).unwrap(),
         "parent"
     );
-    assert_eq!(mtime(&place.scratch.join("of-the-parent")), before);
+    assert_eq!(mtime(&fixture.scratch.join("of-the-parent")), before);
 }
 
 #[test]
-fn names_used_twice_keep_the_last_and_the_recipe_all() {
-    let place = Place::new();
-    place
+fn the_last_of_two_entries_wins_and_the_recipe_has_both() {
+    let fixture = Fixture::new();
+    fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -401,17 +401,17 @@ fn names_used_twice_keep_the_last_and_the_recipe_all() {
             ],
         )
         .unwrap();
-    assert_eq!(place.read("a"), "second");
-    assert_eq!(place.read("d"), "a file now");
-    assert_eq!(place.read("l2"), "linked");
-    assert_eq!(place.read("l"), "replaced");
-    assert_eq!(place.read("s"), "no longer a link");
-    assert_eq!(fs::read_link(place.path("f")).unwrap(), Path::new("a"));
+    assert_eq!(fixture.read("a"), "second");
+    assert_eq!(fixture.read("d"), "a file now");
+    assert_eq!(fixture.read("l2"), "linked");
+    assert_eq!(fixture.read("l"), "replaced");
+    assert_eq!(fixture.read("s"), "no longer a link");
+    assert_eq!(fs::read_link(fixture.path("f")).unwrap(), Path::new("a"));
 }
 
 #[test]
-fn sparse_files_have_holes_and_come_out_again() {
-    let place = Place::new();
+fn sparse_files_keep_their_holes_and_round_trip() {
+    let fixture = Fixture::new();
     let sparse = || {
         [
             pax(
@@ -428,20 +428,20 @@ fn sparse_files_have_holes_and_come_out_again() {
         ]
         .concat()
     };
-    place.apply(TargetMarks::Plain, &[sparse()]).unwrap();
-    let meta = fs::metadata(place.path("s")).unwrap();
+    fixture.apply(TargetMarks::Plain, &[sparse()]).unwrap();
+    let meta = fs::metadata(fixture.path("s")).unwrap();
     assert_eq!(meta.len(), 104_857_600);
     assert!(meta.blocks() < 1000, "{} blocks", meta.blocks());
-    // Lost, it is kept with its holes.
-    place
+    // When its name is lost, it is kept with its holes.
+    fixture
         .apply(TargetMarks::Plain, &[sparse(), file("s", "dense")])
         .unwrap();
-    assert_eq!(place.read("s"), "dense");
+    assert_eq!(fixture.read("s"), "dense");
 }
 
 #[test]
 fn long_runs_of_zeros_become_holes() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let mut content = vec![0; 8 << 20];
     content[3 << 20] = 1;
     content[(5 << 20) + 77] = 2;
@@ -450,11 +450,11 @@ fn long_runs_of_zeros_become_holes() {
         ("end", &content[3 << 20..]),
         ("all", &[0; 1 << 20]),
     ] {
-        place
+        fixture
             .apply(TargetMarks::Plain, &[Raw::new(name, b'0').data(content)])
             .unwrap();
-        assert!(fs::read(place.path(name)).unwrap() == content, "{name}");
-        let meta = fs::metadata(place.path(name)).unwrap();
+        assert!(fs::read(fixture.path(name)).unwrap() == content, "{name}");
+        let meta = fs::metadata(fixture.path(name)).unwrap();
         assert!(
             meta.blocks() * 512 < meta.len(),
             "{name}: {} blocks",
@@ -465,8 +465,8 @@ fn long_runs_of_zeros_become_holes() {
 
 #[test]
 fn aufs_files_are_left_out_but_its_links_hold() {
-    let place = Place::new();
-    let applied = place
+    let fixture = Fixture::new();
+    let applied = fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -480,12 +480,12 @@ fn aufs_files_are_left_out_but_its_links_hold() {
         )
         .unwrap();
     assert_eq!(applied.skipped, 2);
-    assert_eq!(place.read("a"), "linked");
+    assert_eq!(fixture.read("a"), "linked");
     assert_eq!(
-        fs::metadata(place.path("a")).unwrap().ino(),
-        fs::metadata(place.path("b")).unwrap().ino()
+        fs::metadata(fixture.path("a")).unwrap().ino(),
+        fs::metadata(fixture.path("b")).unwrap().ino()
     );
-    assert_eq!(fs::read_dir(&place.root).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(&fixture.root).unwrap().count(), 2);
 }
 
 #[test]
@@ -493,8 +493,8 @@ fn a_directory_listed_again_has_the_last_attributes_only() {
     if !needs_root("apply as root") {
         return;
     }
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(
             OVERLAY,
             &[
@@ -510,27 +510,27 @@ fn a_directory_listed_again_has_the_last_attributes_only() {
             ],
         )
         .unwrap();
-    let meta = fs::metadata(place.path("d")).unwrap();
+    let meta = fs::metadata(fixture.path("d")).unwrap();
     assert_eq!(
         (meta.mode() & 0o7777, meta.uid(), meta.gid()),
         (0o755, 0, 0)
     );
     assert_eq!(
         (
-            place.xattr("d", "user.a"),
-            place.xattr("d", "user.b").unwrap()
+            fixture.xattr("d", "user.a"),
+            fixture.xattr("d", "user.b").unwrap()
         ),
         (None, b"2".to_vec())
     );
-    assert!(place.is_opaque("d"));
-    assert_eq!(mtime(&place.path("d")), (99, 500_000_000));
+    assert!(fixture.is_opaque("d"));
+    assert_eq!(mtime(&fixture.path("d")), (99, 500_000_000));
 }
 
 #[test]
 fn directory_times_hold_in_any_order() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let dated = |name: &str, mtime: &[u8]| [pax(b'x', &[("mtime", mtime)]), dir(name)].concat();
-    place
+    fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -543,6 +543,6 @@ fn directory_times_hold_in_any_order() {
             ],
         )
         .unwrap();
-    assert_eq!(mtime(&place.path("a")), (100, 0));
-    assert_eq!(mtime(&place.path("a/b")), (200, 250_000_000));
+    assert_eq!(mtime(&fixture.path("a")), (100, 0));
+    assert_eq!(mtime(&fixture.path("a/b")), (200, 250_000_000));
 }

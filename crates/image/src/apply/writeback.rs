@@ -1,8 +1,8 @@
-//! Sends small files to disk while the rest of the layer is still being read, so that whoever
-//! commits the layer waits for little more than the last of them.
+//! Sends small files to disk while the rest of the layer is still being read, so that committing
+//! the layer waits for little more than the last of them.
 //!
-//! A file costs a system call and, on most file systems, the choice of its blocks: a thread of its
-//! own does that, and when it can't keep up files are left to the commit's sync. Nothing here
+//! A file costs a system call and, on most file systems, the choice of its blocks. A separate
+//! thread does that, and when it can't keep up, files are left to the commit's sync. Nothing here
 //! promises anything; only that sync does.
 
 use std::fs::File;
@@ -11,11 +11,10 @@ use std::thread::{Builder, JoinHandle};
 
 use vellum_sys::publish;
 
-/// Files that may wait, each with its descriptor: few, since several layers are unpacked side by
-/// side.
+/// Files that may wait, each with its descriptor: few, since several layers are unpacked at once.
 const WAITING_MAX: usize = 48;
 
-/// Content that is written before a thread is started: a small layer is not worth one.
+/// How much content is written before a thread is started: a small layer is not worth one.
 const THREAD_FROM_BYTES: u64 = 1 << 20;
 
 /// The small files of one layer on their way to disk.
@@ -37,7 +36,7 @@ impl Writeback {
         }
         if let Some((files, _)) = &self.worker {
             match files.try_send(file) {
-                // Full: the commit's sync takes it. Gone: nothing is left that could be done.
+                // Full: the commit's sync takes it. Gone: nothing can be done here.
                 Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
             }
         }

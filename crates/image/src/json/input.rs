@@ -1,14 +1,14 @@
 //! The syntax of JSON: a position in the text that moves over one value at a time.
 //!
-//! It is as strict as Go's scanner and never recurses by itself.
+//! It is as strict as Go's scanner and does not recurse.
 
 use std::borrow::Cow;
 
 use super::{JsonError, MAX_DEPTH};
 
-/// What a value is, told from its first byte.
+/// The type of a value, as its first byte shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// `null`
     Null,
     /// `true` or `false`
@@ -23,7 +23,7 @@ pub enum Kind {
     Object,
 }
 
-impl Kind {
+impl ValueKind {
     pub(super) fn named(self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -57,34 +57,34 @@ impl<'a> Input<'a> {
     pub(super) fn end(&mut self) -> Result<(), JsonError> {
         match self.next() {
             None => Ok(()),
-            Some(_) => Err(self.syntax("more follows the value")),
+            Some(_) => Err(self.syntax("unexpected text after the value")),
         }
     }
 
-    /// Returns what the next value is, without moving.
-    pub fn kind(&mut self) -> Result<Kind, JsonError> {
+    /// Returns the type of the next value, without moving.
+    pub fn kind(&mut self) -> Result<ValueKind, JsonError> {
         Ok(match self.next() {
-            Some(b'n') => Kind::Null,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'-' | b'0'..=b'9') => Kind::Number,
-            Some(b'"') => Kind::Text,
-            Some(b'[') => Kind::List,
-            Some(b'{') => Kind::Object,
-            Some(_) => return Err(self.syntax("no value starts like this")),
+            Some(b'n') => ValueKind::Null,
+            Some(b't' | b'f') => ValueKind::Bool,
+            Some(b'-' | b'0'..=b'9') => ValueKind::Number,
+            Some(b'"') => ValueKind::Text,
+            Some(b'[') => ValueKind::List,
+            Some(b'{') => ValueKind::Object,
+            Some(_) => return Err(self.syntax("not the start of a value")),
             None => return Err(self.syntax("a value is missing")),
         })
     }
 
-    /// Moves over a null if one is next, and returns whether there was.
+    /// Moves past a null if that is next, and returns whether it was.
     pub fn null(&mut self) -> Result<bool, JsonError> {
-        if self.kind()? != Kind::Null {
+        if self.kind()? != ValueKind::Null {
             return Ok(false);
         }
         self.word(b"null")?;
         Ok(true)
     }
 
-    /// Returns the error for a next value of another kind than `expected`.
+    /// Returns the error for a next value of another type than `expected`.
     pub fn unexpected(&mut self, expected: &'static str) -> JsonError {
         match self.kind() {
             Ok(kind) => JsonError::Shape {
@@ -107,7 +107,7 @@ impl<'a> Input<'a> {
 
     /// Returns the text of the number that is next.
     pub fn number(&mut self) -> Result<&'a str, JsonError> {
-        if self.kind()? != Kind::Number {
+        if self.kind()? != ValueKind::Number {
             return Err(self.unexpected("a number"));
         }
         let start = self.at;
@@ -129,11 +129,11 @@ impl<'a> Input<'a> {
             }
             self.digits()?;
         }
-        // Only ASCII was passed over.
+        // Only ASCII was skipped.
         Ok(std::str::from_utf8(&self.text[start..self.at]).unwrap_or_default())
     }
 
-    /// Returns the string that is next, without its quotes and escapes.
+    /// Returns the string that is next, without quotes and escapes.
     pub fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         let (inside, plain) = self.quoted()?;
         match std::str::from_utf8(inside) {
@@ -142,12 +142,12 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Calls `each` before every item of the list that is next; it moves over the item.
+    /// Calls `each` before every item of the list that is next; it moves past the item.
     pub fn list(
         &mut self,
         mut each: impl FnMut(&mut Self, usize) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
-        if self.kind()? != Kind::List {
+        if self.kind()? != ValueKind::List {
             return Err(self.unexpected("a list"));
         }
         self.open()?;
@@ -161,15 +161,15 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Calls `each` with every name of the object that is next; it moves over the value. A null is
+    /// Calls `each` with every name of the object that is next; it moves past the value. A null is
     /// an object without names.
     pub fn object(
         &mut self,
         mut each: impl FnMut(&mut Self, &str) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
         match self.kind()? {
-            Kind::Null => return self.word(b"null"),
-            Kind::Object => self.open()?,
+            ValueKind::Null => return self.word(b"null"),
+            ValueKind::Object => self.open()?,
             _ => return Err(self.unexpected("an object")),
         }
         let mut more = !self.closed(b'}');
@@ -181,17 +181,17 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Moves over the next value, whatever it is.
+    /// Moves past the next value, whatever it is.
     pub fn skip(&mut self) -> Result<(), JsonError> {
         let mut open: Vec<u8> = Vec::new();
         loop {
             match self.kind()? {
-                Kind::Null => self.word(b"null")?,
-                Kind::Bool => drop(self.bool()?),
-                Kind::Number => drop(self.number()?),
-                Kind::Text => drop(self.quoted()?),
-                kind @ (Kind::List | Kind::Object) => {
-                    let close = if kind == Kind::List { b']' } else { b'}' };
+                ValueKind::Null => self.word(b"null")?,
+                ValueKind::Bool => drop(self.bool()?),
+                ValueKind::Number => drop(self.number()?),
+                ValueKind::Text => drop(self.quoted()?),
+                kind @ (ValueKind::List | ValueKind::Object) => {
+                    let close = if kind == ValueKind::List { b']' } else { b'}' };
                     self.open()?;
                     if !self.closed(close) {
                         open.push(close);
@@ -222,7 +222,7 @@ impl<'a> Input<'a> {
         self.depth
     }
 
-    /// Moves over the next value and returns its text.
+    /// Moves past the next value and returns its text.
     pub(super) fn raw(&mut self) -> Result<&'a [u8], JsonError> {
         self.next();
         let start = self.at;
@@ -246,7 +246,7 @@ impl<'a> Input<'a> {
         let why = if self.at < self.text.len() {
             why
         } else {
-            "it ends too early"
+            "unexpected end"
         };
         JsonError::Syntax {
             offset: self.at,
@@ -257,7 +257,7 @@ impl<'a> Input<'a> {
     fn word(&mut self, word: &[u8]) -> Result<(), JsonError> {
         for byte in word {
             if self.peek() != Some(*byte) {
-                return Err(self.syntax("no word of JSON is spelt like this"));
+                return Err(self.syntax("not a word of JSON"));
             }
             self.at += 1;
         }
@@ -283,7 +283,7 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Moves over `close` if it is next.
+    /// Moves past `close` if it is next.
     fn closed(&mut self, close: u8) -> bool {
         let closed = self.next() == Some(close);
         if closed {
@@ -293,7 +293,7 @@ impl<'a> Input<'a> {
         closed
     }
 
-    /// Moves over the comma, or over `close` if that follows the value instead; returns whether it
+    /// Moves past the comma, or past `close` if that follows the value instead; returns whether it
     /// was a comma.
     fn comma(&mut self, close: u8) -> Result<bool, JsonError> {
         if self.closed(close) {
@@ -318,10 +318,10 @@ impl<'a> Input<'a> {
         Ok(key)
     }
 
-    /// Moves over the string that is next; returns what is between its quotes, and whether that is
-    /// free of escapes.
+    /// Moves past the string that is next; returns what is between its quotes, and whether that has
+    /// no escapes.
     fn quoted(&mut self) -> Result<(&'a [u8], bool), JsonError> {
-        if self.kind()? != Kind::Text {
+        if self.kind()? != ValueKind::Text {
             return Err(self.unexpected("a string"));
         }
         self.at += 1;
@@ -357,13 +357,13 @@ impl<'a> Input<'a> {
                 }
                 self.at += 1;
             }
-            _ => return Err(self.syntax("there is no such escape")),
+            _ => return Err(self.syntax("unknown escape")),
         }
         Ok(())
     }
 }
 
-/// Resolves escapes that were checked before, and replaces what is no character.
+/// Resolves escapes, which were checked before, and replaces invalid characters.
 fn unquoted(mut inside: &[u8]) -> String {
     let mut text = String::with_capacity(inside.len());
     while let Some((&byte, rest)) = inside.split_first() {
@@ -416,8 +416,8 @@ fn unit(escape: &[u8]) -> u32 {
     })
 }
 
-/// Every byte that is part of no character becomes a U+FFFD of its own (`from_utf8_lossy` makes one
-/// of several).
+/// Every byte that is not part of a character becomes a U+FFFD of its own (`from_utf8_lossy`
+/// replaces several with one).
 fn push_lossy(text: &mut String, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());

@@ -1,8 +1,8 @@
-//! What fields may be: texts, numbers, lists, maps, and the few shapes that image documents add.
+//! The types of fields: texts, numbers, lists, maps, and the few forms that image documents add.
 
 use std::collections::BTreeMap;
 
-use super::{Input, JsonError, Kind, Unmarshal};
+use super::{Input, JsonError, Unmarshal, ValueKind};
 
 impl Unmarshal for bool {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
@@ -17,8 +17,8 @@ impl Unmarshal for i64 {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         const EXPECTED: &str = "a whole number of 64 bits";
         match input.kind()? {
-            Kind::Null => drop(input.null()?),
-            Kind::Number => {
+            ValueKind::Null => drop(input.null()?),
+            ValueKind::Number => {
                 let text = input.number()?;
                 *self = text.parse().map_err(|_| JsonError::Shape {
                     field: String::new(),
@@ -41,7 +41,7 @@ impl Unmarshal for String {
     }
 }
 
-/// Something that may be absent; null takes it away.
+/// Something that may be absent; null removes it.
 impl<T: Unmarshal + Default> Unmarshal for Option<T> {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         if input.null()? {
@@ -52,7 +52,7 @@ impl<T: Unmarshal + Default> Unmarshal for Option<T> {
     }
 }
 
-/// A map that a second object adds to. Values start anew each time.
+/// A map that a second object adds to. Values start from their default each time.
 impl<T: Unmarshal + Default> Unmarshal for BTreeMap<String, T> {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         if input.null()? {
@@ -68,10 +68,10 @@ impl<T: Unmarshal + Default> Unmarshal for BTreeMap<String, T> {
     }
 }
 
-/// A list, as Go fills a slice: a second list starts at the front again, *into* the items of the
-/// first.
+/// A list, as Go fills a slice: a second list starts at the front again, merging *into* the items
+/// of the first.
 ///
-/// Items beyond the end are remembered, for a third and longer list is filled into them. Nobody
+/// Items beyond the end are remembered, because a third and longer list is merged into them. Nobody
 /// writes that, but two readers must not see two images.
 #[derive(Clone, Debug)]
 pub struct List<T> {
@@ -117,16 +117,16 @@ impl<T: Unmarshal + Default> Unmarshal for List<T> {
     }
 }
 
-/// A list of words, or a single one: images of the first Dockers have that. Docker reads it anew
-/// each time.
+/// A list of words, or a single one, as in images of the first Dockers. Docker starts from an empty
+/// list each time.
 #[derive(Clone, Debug, Default)]
 pub struct Words(pub Vec<String>);
 
 impl Unmarshal for Words {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         self.0 = match input.kind()? {
-            Kind::Text => vec![input.string()?.into_owned()],
-            Kind::List | Kind::Null => {
+            ValueKind::Text => vec![input.string()?.into_owned()],
+            ValueKind::List | ValueKind::Null => {
                 let mut list = List::default();
                 list.unmarshal(input)?;
                 list.into_vec()
@@ -137,7 +137,7 @@ impl Unmarshal for Words {
     }
 }
 
-/// An object of which nothing is wanted: what a set in Go's JSON has for values.
+/// An object whose content doesn't matter: what a set in Go's JSON has for values.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Empty;
 
@@ -147,13 +147,13 @@ impl Unmarshal for Empty {
     }
 }
 
-/// Whether there is a value at all, of whatever kind; null is none.
+/// Whether there is a value at all, of any type; null is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Any(pub bool);
 
 impl Unmarshal for Any {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
-        self.0 = input.kind()? != Kind::Null;
+        self.0 = input.kind()? != ValueKind::Null;
         input.skip()
     }
 }

@@ -92,7 +92,7 @@ fn names_are_compared_without_case() {
 }
 
 #[test]
-fn the_last_of_two_counts_and_fills_what_is_there() {
+fn the_last_of_two_values_counts_and_is_merged() {
     check(r#"{"Task": "a", "Task": "b"}"#, "Task=b");
     check(
         r#"{"inner": {"k": "a", "n": 1}, "inner": {"n": 2}}"#,
@@ -122,7 +122,7 @@ fn the_last_of_two_counts_and_fills_what_is_there() {
 }
 
 #[test]
-fn null_leaves_a_value_and_empties_what_may_be_absent() {
+fn null_keeps_a_value_and_clears_an_optional_one() {
     check("null", "");
     check(r#"{"Task": "a", "Task": null}"#, "Task=a");
     check(r#"{"flag": true, "flag": null}"#, "flag=true");
@@ -141,7 +141,7 @@ fn null_leaves_a_value_and_empties_what_may_be_absent() {
 }
 
 #[test]
-fn a_value_of_another_shape_is_an_error_that_names_the_field() {
+fn a_value_of_the_wrong_type_is_an_error_that_names_the_field() {
     for (text, expect) in [
         ("[]", "it is a list, not an object"),
         (r#"{"Task": 1}"#, "Task is a number, not a string"),
@@ -181,7 +181,7 @@ fn numbers_fit_or_are_errors() {
         ("1.0", "inner.n is 1.0, not a whole number of 64 bits"),
         ("1e3", "inner.n is 1e3, not a whole number of 64 bits"),
         ("01", "a comma is missing at byte 17"),
-        ("+1", "no value starts like this at byte 16"),
+        ("+1", "not the start of a value at byte 16"),
         ("1.", "a number lacks a digit at byte 18"),
     ] {
         check(&format!(r#"{{"inner": {{"n": {text}}}}}"#), expect);
@@ -190,7 +190,7 @@ fn numbers_fit_or_are_errors() {
 }
 
 #[test]
-fn what_is_no_character_is_replaced() {
+fn invalid_characters_are_replaced() {
     check(r#"{"Task": "\ud800"}"#, "Task=\u{fffd}");
     check(
         r#"{"Task": "\ud800\ud800\udc00"}"#,
@@ -215,7 +215,7 @@ fn what_is_no_character_is_replaced() {
 }
 
 #[test]
-fn what_is_not_json_is_refused_wherever_it_stands() {
+fn invalid_json_is_refused_anywhere() {
     for bad in [
         "",
         " ",
@@ -286,7 +286,7 @@ fn nesting_is_limited_and_costs_no_stack() {
 }
 
 #[test]
-fn a_value_is_what_stands_there() {
+fn a_value_is_what_the_text_says() {
     let text = r#"{"a": [1, -2, 3.5, 1e400, 18446744073709551615, "\ud800", null, true], "A": {}, "b": 1, "b": {"c": 2}}"#;
     let value: Value = read(text.as_bytes()).unwrap();
     let expect = serde_json::json!({"a": [1, -2, 3.5, "1e400", u64::MAX, "\u{fffd}", null, true], "A": {}, "b": {"c": 2}});

@@ -1,10 +1,10 @@
 //! Any value at all, for showing a document, or for changing a part and keeping the rest.
 //!
-//! Of a name that occurs twice the last counts, whole, and names are taken as they are.
+//! If a name occurs twice, the last value counts, without merging, and names are case-sensitive.
 
 use serde_json::{Map, Value};
 
-use super::{Input, JsonError, Kind, Unmarshal};
+use super::{Input, JsonError, Unmarshal, ValueKind};
 
 /// Values are dropped and written by recursion, so they can't be as deep as a document: what is
 /// deeper becomes a string of its JSON.
@@ -23,18 +23,18 @@ fn value(input: &mut Input<'_>) -> Result<Value, JsonError> {
         return Ok(Value::String(text.into_owned()));
     }
     Ok(match input.kind()? {
-        Kind::Null => {
+        ValueKind::Null => {
             input.skip()?;
             Value::Null
         }
-        Kind::Bool => Value::Bool(input.bool()?),
-        Kind::Number => {
+        ValueKind::Bool => Value::Bool(input.bool()?),
+        ValueKind::Number => {
             let text = input.number()?;
-            // One that no type holds is shown as it stands.
+            // A number that no type holds is shown as text.
             serde_json::from_str(text).unwrap_or_else(|_| text.into())
         }
-        Kind::Text => Value::String(input.string()?.into_owned()),
-        Kind::List => {
+        ValueKind::Text => Value::String(input.string()?.into_owned()),
+        ValueKind::List => {
             let mut items = Vec::new();
             input.list(|input, _| {
                 items.push(value(input)?);
@@ -42,7 +42,7 @@ fn value(input: &mut Input<'_>) -> Result<Value, JsonError> {
             })?;
             Value::Array(items)
         }
-        Kind::Object => {
+        ValueKind::Object => {
             let mut map = Map::new();
             input.object(|input, key| {
                 map.insert(key.to_owned(), value(input)?);

@@ -1,4 +1,4 @@
-//! Giving a layer's tar back from its recipe and its tree.
+//! Writes a layer's tar again from its recipe and its tree.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use crate::hash::HashWrite;
 /// A tar that was written again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// Its digest, equal to the one the recipe was made with.
+    /// Its digest, equal to that of the original layer.
     pub diff_id: Digest,
     /// Its length.
     pub tar_bytes: u64,
@@ -27,11 +27,10 @@ pub struct Replayed {
 
 /// Writes the tar that `recipe` describes to `out`, taking content from `tree`.
 ///
-/// The recipe is read twice, the first time to check it as a whole and to find content that it
-/// keeps itself. What is written has, on success, the diff ID the recipe was made with. Errors:
-/// `BadRecipe` before anything is written; `TreeChanged`, naming the file, or `DigestMismatch` when
-/// `out` has got bytes already. The caller decides whether `out` is to be trusted before this
-/// returns.
+/// The recipe is read twice, first to check it as a whole and to find content that it keeps itself.
+/// On success, what is written has the diff ID of the original layer. Errors: `BadRecipe` before
+/// anything is written; `TreeChanged`, naming the file, or `DigestMismatch` when `out` has got
+/// bytes already. The caller decides whether to trust `out` before this returns.
 pub fn replay(
     recipe: &mut (impl Read + Seek),
     tree: &Dir,
@@ -86,7 +85,7 @@ pub fn replay(
     }
 }
 
-/// Content of files that the tree no longer has, in a file without a name.
+/// Content of files that the tree no longer has, in an unnamed file.
 struct Kept {
     spool: File,
     /// Where each payload's file starts in the spool.
@@ -115,7 +114,7 @@ impl Kept {
                 base = base
                     .checked_add(size)
                     .ok_or_else(|| bad("kept content of an impossible size"))?;
-                // Holes at the end are there to be read.
+                // Holes at the end must be readable too.
                 kept.spool.set_len(base).map_err(Error::Write)
             }
         })?;
@@ -130,7 +129,7 @@ enum Part<'b> {
     End { size: u64 },
 }
 
-/// Reads a recipe through, checks it as a whole, and returns the diff ID that it was made with.
+/// Reads all of a recipe, checks it, and returns the diff ID of its layer.
 fn scan(
     recipe: &mut (impl Read + Seek),
     mut kept: impl FnMut(Part<'_>) -> Result<()>,
@@ -143,12 +142,12 @@ fn scan(
             Segment::Payload { .. } => payloads += 1,
             Segment::Kept { ordinal, size } => {
                 if u64::from(ordinal) >= payloads {
-                    return Err(bad("it keeps content of a file that it has not named"));
+                    return Err(bad("it keeps content of an unnamed file"));
                 }
                 kept(Part::Begin { ordinal })?;
                 segments.read_kept(|offset, bytes| {
                     if offset.saturating_add(bytes.len() as u64) > size {
-                        return Err(bad("kept content goes beyond its file's end"));
+                        return Err(bad("kept content extends beyond the end of its file"));
                     }
                     kept(Part::Bytes { offset, bytes })
                 })?;
@@ -160,7 +159,7 @@ fn scan(
                 ..
             } => {
                 if said != payloads {
-                    return Err(bad("it names another number of files than it says"));
+                    return Err(bad("the number of files it names differs from its count"));
                 }
                 segments.end()?;
                 return Ok(diff_id);
@@ -169,10 +168,9 @@ fn scan(
     }
 }
 
-/// Checks a recipe as far as that can be done without its tree, and returns the diff ID that it was
-/// made with.
+/// Checks a recipe as far as possible without its tree, and returns the diff ID of its layer.
 ///
-/// A flipped bit or a missing end is found, whatever it is in. Errors: `BadRecipe`, `Read`.
+/// A flipped bit or a missing end is found, wherever it is. Errors: `BadRecipe`, `Read`.
 pub fn verify(recipe: &mut (impl Read + Seek)) -> Result<Digest> {
     scan(recipe, |_| Ok(()))
 }
@@ -248,7 +246,7 @@ impl Copy<'_> {
             }
         }
         if found.sum() != crc {
-            return Err(changed("its content is another".into()));
+            return Err(changed("its content differs".into()));
         }
         Ok(())
     }
@@ -298,7 +296,7 @@ impl<'r, R: Read + Seek> Segments<&'r mut R> {
         let mut magic = [0; MAGIC.len()];
         recipe.read_exact(&mut magic).map_err(cut)?;
         if magic[..7] != MAGIC[..7] {
-            return Err(bad("it is no recipe"));
+            return Err(bad("it is not a recipe"));
         }
         if magic != MAGIC {
             return Err(bad(&format!(
@@ -366,11 +364,11 @@ impl<R: Read> Segments<R> {
                     .map_err(|_| bad("a file number out of range"))?,
                 size: self.number()?,
             }),
-            other => Err(bad(&format!("it has a segment of unknown kind {other}"))),
+            other => Err(bad(&format!("it has a segment of unknown type {other}"))),
         }
     }
 
-    /// Reads the content behind a KEPT segment, piece by piece with its place in the file.
+    /// Reads the content of a KEPT segment piece by piece, each with its offset in the file.
     fn read_kept(&mut self, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         let mut end = 0u64;
         loop {
@@ -395,7 +393,7 @@ impl<R: Read> Segments<R> {
     fn end(&mut self) -> Result<()> {
         match self.input.read(&mut [0]).map_err(cut)? {
             0 => Ok(()),
-            _ => Err(bad("something follows its end")),
+            _ => Err(bad("data follows its end")),
         }
     }
 

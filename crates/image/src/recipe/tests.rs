@@ -106,7 +106,7 @@ fn damage_is_found_before_anything_is_written() {
     for at in 0..layer.recipe.len() {
         let mut damaged = layer.recipe.clone();
         damaged[at] ^= 0x10;
-        // zstd does not read every bit of a frame; a change that it does not see is none.
+        // zstd doesn't read every bit of a frame; a change that it doesn't see doesn't count.
         let mut out = Vec::new();
         match replay(&mut Cursor::new(&damaged), &tree, &mut out, &Cancel::new()) {
             Ok(_) => assert_eq!(out, layer.tar, "damage at {at}"),
@@ -121,7 +121,7 @@ fn damage_is_found_before_anything_is_written() {
     }
     check(
         &[layer.recipe.as_slice(), b"more"].concat(),
-        "something behind the end",
+        "something after the end",
     );
 }
 
@@ -155,7 +155,7 @@ fn a_recipe_is_verified_without_its_tree() {
         for bit in 0..8 {
             let mut bytes = layer.recipe.clone();
             bytes[at] ^= 1 << bit;
-            // zstd does not read every bit of a frame; then the recipe says what it said.
+            // zstd doesn't read every bit of a frame; then the recipe is still the same.
             match verify(&mut Cursor::new(&bytes)) {
                 Ok(same) => {
                     assert_eq!(same, good);

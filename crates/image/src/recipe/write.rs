@@ -1,4 +1,4 @@
-//! Writing a recipe while a layer passes.
+//! Writes a recipe while a layer passes through.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -34,7 +34,7 @@ impl<'w> RecipeWriter<'w> {
         })
     }
 
-    /// Adds bytes of the tar that are no reference.
+    /// Adds bytes of the tar that are not content of the tree.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE_BYTES) {
             if self.raw.len() + piece.len() > PIECE_BYTES {
@@ -45,8 +45,8 @@ impl<'w> RecipeWriter<'w> {
         Ok(())
     }
 
-    /// Adds content that the tree holds: `length` bytes, the whole of the file `path`, or its
-    /// `ranges`. Returns the payload's ordinal.
+    /// Adds content that the tree holds: `length` bytes, all of the file `path` or its `ranges`.
+    /// Returns the payload's ordinal.
     pub fn payload(
         &mut self,
         path: &[u8],
@@ -78,7 +78,7 @@ impl<'w> RecipeWriter<'w> {
         Ok(ordinal)
     }
 
-    /// Keeps the content of payload `ordinal`, which the tree is about to lose, as it is in `file`.
+    /// Keeps the content of payload `ordinal`, which the tree is about to lose; `file` has it.
     pub fn keep(&mut self, ordinal: u32, file: &File) -> Result<()> {
         self.flush_raw()?;
         let size = file.metadata().map_err(Error::Read)?.len();
@@ -106,7 +106,7 @@ impl<'w> RecipeWriter<'w> {
                 end = offset;
             }
         }
-        // The gap is of no meaning; the length ends the list.
+        // The gap has no meaning; the length ends the list.
         self.out.write_all(&[0, 0]).map_err(Error::Write)
     }
 
@@ -158,7 +158,7 @@ fn next_data(file: &File, offset: u64, size: u64) -> io::Result<Option<(u64, u64
             Ok(Some((start, end.min(size))))
         }
         Err(rustix::io::Errno::NXIO) => Ok(None),
-        // A file system that knows no holes.
+        // A file system without holes.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some((offset, size))),
         Err(error) => Err(error.into()),
     }

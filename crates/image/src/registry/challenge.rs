@@ -1,13 +1,13 @@
-//! `WWW-Authenticate`: how a server wants to be shown who asks.
+//! `WWW-Authenticate`: how a server asks a client to authenticate.
 //!
-//! A header holds several challenges, and an answer several headers. Servers write them loosely
-//! (values without quotes that need them, commas too many), so what can be understood is taken and
-//! the rest is passed over.
+//! A header holds several challenges, and a response several headers. Servers write them loosely
+//! (values without the quotes they need, too many commas), so what can be understood is used and
+//! the rest is ignored.
 
-/// One way to show who asks.
+/// One way to authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Challenge {
-    /// `basic`, `bearer` or another, in small letters.
+    /// `basic`, `bearer` or another, in lower case.
     pub(super) scheme: String,
     parameters: Vec<(String, String)>,
 }
@@ -20,7 +20,7 @@ impl Challenge {
     }
 }
 
-/// Reads the challenges of one header.
+/// Parses the challenges in one header.
 pub(super) fn parse(header: &str) -> Vec<Challenge> {
     let mut found: Vec<Challenge> = Vec::new();
     let mut rest = header;
@@ -31,7 +31,7 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
         let after = after.trim_start_matches([' ', '\t']);
         if let Some(value) = after.strip_prefix('=') {
             let (value, after) = parse_value(value.trim_start_matches([' ', '\t']));
-            // A parameter before any scheme belongs to nothing.
+            // A parameter before any scheme is ignored.
             if let Some(challenge) = found.last_mut() {
                 challenge
                     .parameters
@@ -50,7 +50,7 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
     }
 }
 
-/// Reads a value, quoted or up to the next comma, and returns what follows it.
+/// Parses a value, quoted or up to the next comma, and returns what follows it.
 fn parse_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find(',').unwrap_or(text.len());
@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn challenges_are_read_as_loosely_as_servers_write_them() {
+    fn challenges_are_read_as_leniently_as_servers_require() {
         for (header, expect) in [
             (r#"Basic realm="x y""#, vec!["basic realm=x y"]),
             (
                 r#"Bearer realm="https://a/t",service="s",scope="repository:a/b:pull,push""#,
                 vec!["bearer realm=https://a/t|service=s|scope=repository:a/b:pull,push"],
             ),
-            // No quotes, where the grammar asks for some.
+            // No quotes, where the grammar requires them.
             (
                 "bearer REALM=https://a/t, Service=a.b:5000",
                 vec!["bearer realm=https://a/t|service=a.b:5000"],
@@ -112,7 +112,7 @@ mod tests {
                 r#"Negotiate, Basic realm="x""#,
                 vec!["negotiate ", "basic realm=x"],
             ),
-            // Room around everything, commas too many, escapes, an end amid a value.
+            // Spaces around everything, too many commas, escapes, an end inside a value.
             (
                 r#" Basic  realm = "a\"b\\c" ,, charset=UTF-8,"#,
                 vec![r#"basic realm=a"b\c|charset=UTF-8"#],

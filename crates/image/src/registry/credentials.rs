@@ -1,13 +1,13 @@
 //! Logins, from the files that Docker and Podman write.
 //!
-//! Looked for, the first that knows the registry winning: the configured file,
-//! `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
+//! They are looked for in this order, and the first file that has the registry is used: the
+//! configured file, `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
 //! `~/.config/containers/auth.json`, `$DOCKER_CONFIG/config.json` (else `~/.docker/config.json`).
-//! The files may name credential helpers; crate `docker_credential` runs them. A file that is named
-//! and can't be read is an error, and so is a helper that fails: silently going on without a login
-//! would end in a misleading refusal.
+//! The files may name credential helpers; the crate `docker_credential` runs them. A configured
+//! file that can't be read is an error, and so is a helper that fails: continuing silently without
+//! a login would end in a misleading refusal.
 //!
-//! An empty field means what an absent one means. Secrets stay inside [`Login`], whose `Debug`
+//! An empty field means the same as an absent one. Secrets stay inside [`Login`], whose `Debug`
 //! hides them.
 
 use std::fs::File;
@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::json;
 
-/// The key that `docker login` without argument writes.
+/// The key that `docker login` without an argument writes.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// More than anyone's logins take; what is longer is cut, and no document then.
+/// More than anyone's logins take; a longer file is truncated, and then invalid.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Why logins can't be used.
@@ -37,7 +37,7 @@ pub enum CredentialError {
         #[source]
         source: std::io::Error,
     },
-    /// The file, or the helper it names, gives no login.
+    /// The file, or the helper it names, returns no login.
     #[error("login file {path} has no usable login for {registry}")]
     Unusable {
         /// The file.
@@ -50,19 +50,19 @@ pub enum CredentialError {
     },
 }
 
-/// Who we are to a registry.
+/// The identity that a registry sees.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Login {
-    /// Nobody in particular.
+    /// Anonymous.
     None,
-    /// A name and a password, or an access token in its place.
+    /// A name and a password, or an access token instead of it.
     Password {
-        /// Who.
+        /// The user name.
         user: String,
         /// Their secret.
         password: String,
     },
-    /// What a login left behind in place of a password; a token service changes it for a token.
+    /// What a login stored instead of a password; a token service exchanges it for a token.
     IdentityToken(String),
 }
 
@@ -167,7 +167,7 @@ fn read(
                 return Ok(Some(Login::IdentityToken(token)));
             }
             Err(CredentialRetrievalError::NoCredentialConfigured) => {}
-            // The helper runs and has no login for this registry: that is no failure.
+            // The helper runs and has no login for this registry: that is not a failure.
             Err(CredentialRetrievalError::HelperFailure { stdout, .. })
                 if stdout.contains("credentials not found") => {}
             Err(source) => return Err(unusable(source)),
@@ -176,8 +176,8 @@ fn read(
     Ok(None)
 }
 
-/// The document as the crate that looks a login up in it needs it: names as they are usually
-/// written, nothing empty. `None` if it isn't one.
+/// The document as the crate that searches it needs it: field names in their usual spelling,
+/// nothing empty. `None` if it isn't a document.
 fn usual(text: &[u8]) -> Option<Value> {
     let mut said: Value = json::first(text).and_then(json::read).ok()?;
     let fields = said.as_object_mut()?;
@@ -190,9 +190,9 @@ fn usual(text: &[u8]) -> Option<Value> {
     Some(without_empty(said))
 }
 
-/// The document without what is empty: strings, nulls, and whatever holds nothing else.
+/// The document without empty values: strings, nulls, and whatever contains nothing else.
 ///
-/// Where `auth` says who logs in, a name and a password beside it count for nothing.
+/// If `auth` has a login, a name and a password next to it are ignored.
 fn without_empty(value: Value) -> Value {
     let Value::Object(fields) = value else {
         return value;
@@ -214,7 +214,7 @@ fn without_empty(value: Value) -> Value {
     Value::Object(kept.collect())
 }
 
-/// The keys under which a login may be kept, the most specific first.
+/// The keys under which a login may be stored, the most specific first.
 ///
 /// Podman allows logins for a part of a registry (`quay.io/someone`).
 fn keys(registry: &str, repository: &str) -> Vec<String> {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_login_file_is_said_aloud() {
+    fn a_broken_login_file_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("auth.json");
         assert!(matches!(
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_field_of_a_login_file_is_an_absent_one() {
+    fn an_empty_field_of_a_login_file_counts_as_absent() {
         for json in [
             r#"{"auths":{"r":{"auth":"dTpw"}},"credsStore":""}"#,
             r#"{"auths":{"r":{"auth":"dTpw"}},"credsStore":null,"credHelpers":{"r":""}}"#,

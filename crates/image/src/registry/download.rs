@@ -1,13 +1,14 @@
-//! A blob of a registry as a reader that doesn't mind a broken connection.
+//! A registry's blob as a reader that survives broken connections.
 //!
 //! A task on the client's thread fetches the blob and passes chunks through a bounded channel, so a
 //! slow reader slows the transfer instead of filling memory. When the connection breaks, ends early
-//! or brings too little, the task asks for the missing range, with growing pauses, and after too
-//! many failures without progress asks the next endpoint, still from where it stands. A server that
-//! ignores ranges, or refuses them, is read from the start and the known part is dropped.
+//! or is too slow, the task asks for the missing range, with growing pauses. After too many
+//! failures without progress it asks the next endpoint, continuing from the same position. From a
+//! server that ignores or refuses ranges the blob is read from the start and the known part is
+//! dropped.
 //!
-//! The reader delivers exactly the promised number of bytes or an error; whether they are the right
-//! ones is checked by whoever hashes them.
+//! The reader delivers exactly the promised number of bytes or an error; the code that hashes them
+//! checks whether they are the right ones.
 
 use std::io::{self, Read};
 
@@ -26,7 +27,7 @@ use super::runtime::{Runtime, unless_cancelled};
 use crate::manifest::Descriptor;
 use crate::source::SourceError;
 
-/// Chunks on the way to the reader; each is what one read from the network gave, at most some 16
+/// Chunks on the way to the reader; each comes from one read from the network, at most about 16
 /// KiB.
 const CHUNKS_AHEAD: usize = 64;
 
@@ -86,7 +87,7 @@ impl Read for BlobReader {
     }
 }
 
-/// Turns what came out of a reader of this module back into what it was.
+/// Recovers the original error from an I/O error of this module's reader.
 pub(super) fn surfaced(error: io::Error, path: &str) -> SourceError {
     match error.downcast::<RegistryError>() {
         Ok(own) => own.into(),
@@ -100,13 +101,13 @@ struct Transfer {
     size_bytes: u64,
     /// How many bytes have been passed on.
     offset: u64,
-    /// Whether the server asked may understand ranges.
+    /// Whether the server may support ranges.
     ranges: bool,
     out: Sender<Result<Bytes, RegistryError>>,
     cancel: Cancel,
 }
 
-/// The reader is gone: there is nobody to fetch for.
+/// The reader is gone, so there is no reason to continue.
 struct Unwanted;
 
 impl Transfer {
@@ -125,7 +126,7 @@ impl Transfer {
                 }
             }
         }
-        // Nobody listening any more is the only way this fails.
+        // This fails only if the reader is gone.
         let _ = self.out.send(Err(last_error)).await;
     }
 
@@ -142,7 +143,7 @@ impl Transfer {
                     Err(e) => endpoint.failed(format!("give blob {}", self.digest), e),
                 },
             };
-            // A connection that trickles would otherwise go on for ever.
+            // A connection that trickles would otherwise continue forever.
             failures = if Pace::is_progress(self.offset - before) {
                 1
             } else {
@@ -155,7 +156,7 @@ impl Transfer {
                 endpoint = endpoint.name(),
                 offset = self.offset,
                 error = %error,
-                "the transfer broke, going on after a pause"
+                "the transfer broke; continuing after a pause"
             );
             if unless_cancelled(&cancel, tokio::time::sleep(pause))
                 .await
@@ -167,7 +168,7 @@ impl Transfer {
         Ok(Ok(()))
     }
 
-    /// One request: passes on what it gives. Success means that all bytes have been passed on.
+    /// One request: passes on what it returns. Success means that all bytes have been passed on.
     async fn attempt(
         &mut self,
         endpoint: &Endpoint,
@@ -202,8 +203,8 @@ impl Transfer {
         }
     }
 
-    /// Asks for what is missing. Returns the answer and the position of its first byte in the blob,
-    /// which is not after the first missing one.
+    /// Asks for what is missing. Returns the response and the position of its first byte in the
+    /// blob, which is not after the first missing one.
     async fn ask(&mut self, endpoint: &Endpoint) -> Result<(Answer, u64), ExchangeError> {
         let path = format!("blobs/{}", self.digest);
         loop {
@@ -225,30 +226,30 @@ impl Transfer {
                 .await?;
             let status = answer.status();
             if status == StatusCode::PARTIAL_CONTENT {
-                // Without a word about it, the answer is taken for what was asked.
+                // If the response doesn't say, it is assumed to be what was requested.
                 let start = answer
                     .header(CONTENT_RANGE)
                     .map_or(Some(self.offset), range_start);
                 match start {
                     Some(start) if start <= self.offset => return Ok((answer, start)),
                     _ if !ranged => {
-                        return Err(ExchangeError::odd("a part that was not asked for"));
+                        return Err(ExchangeError::odd("a range that was not requested"));
                     }
                     _ => self.ranges = false,
                 }
             } else if status.is_success() {
                 return Ok((answer, 0));
             } else if ranged && !matches!(status.as_u16(), 401 | 403 | 404 | 408 | 429 | 503) {
-                // 400, 416, 501 and others: it may be the range that is refused.
+                // 400, 416, 501 and others: perhaps the server refuses only the range.
                 self.ranges = false;
             } else {
-                return Err(answer.refusal().await.into());
+                return Err(answer.error_response().await.into());
             }
         }
     }
 }
 
-/// Where a part begins, by its `Content-Range`.
+/// Where a range begins, by its `Content-Range`.
 fn range_start(header: &str) -> Option<u64> {
     let span = header.trim().strip_prefix("bytes")?.trim_start();
     span.split_once('-')?.0.trim().parse().ok()
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_says_where_it_begins() {
+    fn a_range_says_where_it_begins() {
         for (header, start) in [
             ("bytes 7-9/10", Some(7)),
             ("bytes 0-9/*", Some(0)),

@@ -1,15 +1,15 @@
-//! Which server to ask, how to reach it, and as whom.
+//! Which server to ask, how to reach it, and with which login.
 //!
 //! An endpoint is one server that may have an image: a mirror, or the registry itself. Mirrors are
-//! asked first, in their order, for pulls only. A registry on this machine's loopback that is not
-//! configured is asked over HTTPS and, if that isn't spoken there, over HTTP, as Docker does; any
-//! other registry speaks HTTPS unless configured `insecure`. Certificates are trusted if the system
-//! trusts them, or the configured file, or those that Docker and Podman keep in
+//! asked first, in their order, for pulls only. A registry on this machine's loopback interface
+//! that is not configured is asked over HTTPS and, if it doesn't speak that, over HTTP, as Docker
+//! does; any other registry uses HTTPS unless configured `insecure`. Certificates are trusted if
+//! the system trusts them, or the configured file, or those that Docker and Podman keep in
 //! `certs.d/<host:port>/`.
 //!
-//! A foreign layer may be had at URLs that the manifest names. Such an endpoint is one file of a
-//! stranger's choice: it is asked last, and shown nothing of us, neither a login (CVE-2020-15157)
-//! nor what is trusted or configured for the registry.
+//! A foreign layer may be available at URLs that the manifest names. Such an endpoint is one
+//! untrusted file: it is asked last, and gets nothing of ours, neither a login (CVE-2020-15157) nor
+//! what is trusted or configured for the registry.
 
 use std::path::{Path, PathBuf};
 
@@ -24,29 +24,29 @@ use super::runtime::Runtime;
 use super::{HostOptions, RegistryError, RegistryOptions, Retry, credentials};
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
-/// The server behind the name `docker.io`.
+/// The server for the name `docker.io`.
 const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// One server that may have an image, or take one.
+/// One server that may have an image, or accept one.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     http: Http,
     access: Access,
     /// What errors call this server.
     name: String,
-    /// Where its repository is: the address ends in `/`, and names are added to it.
+    /// Where its repository is: the URL ends in `/`, and names are appended to it.
     base: Url,
     repository: String,
     /// The tag or digest of the image there.
     what: String,
-    /// The one file that is there, if this is no registry.
+    /// The one file that is there, if this is not a registry.
     file: Option<Url>,
     pub(super) retry: Retry,
 }
 
-/// Where an endpoint is, before anyone has talked to it.
-struct Place {
+/// Where an endpoint is, before any request to it.
+struct Address {
     host: String,
     prefix: String,
     scheme: Scheme,
@@ -58,26 +58,26 @@ struct Place {
 enum Scheme {
     Http,
     Https,
-    /// HTTPS, or HTTP if nobody speaks HTTPS there.
+    /// HTTPS, or HTTP if the server doesn't speak HTTPS.
     Either,
 }
 
-/// Returns the endpoints to pull `reference` from, mirrors first. Talks to nobody but a loopback
-/// registry.
+/// Returns the endpoints to pull `reference` from, mirrors first. Makes no requests, except to a
+/// loopback registry.
 pub(super) fn for_pull(
     reference: &Reference,
     options: &RegistryOptions,
     runtime: &Runtime,
 ) -> Result<Vec<Endpoint>, RegistryError> {
     let host = options.hosts.get(reference.registry());
-    let mut places = Vec::new();
+    let mut addresses = Vec::new();
     for url in host.map(|h| h.mirrors.as_slice()).unwrap_or_default() {
-        places.push(mirror(url, options)?);
+        addresses.push(mirror(url, options)?);
     }
-    places.push(registry(reference.registry(), host));
-    places
+    addresses.push(registry(reference.registry(), host));
+    addresses
         .into_iter()
-        .map(|place| open(place, reference, options, runtime))
+        .map(|address| open(address, reference, options, runtime))
         .collect()
 }
 
@@ -87,14 +87,14 @@ pub(super) fn for_push(
     options: &RegistryOptions,
     runtime: &Runtime,
 ) -> Result<Endpoint, RegistryError> {
-    let place = registry(
+    let address = registry(
         reference.registry(),
         options.hosts.get(reference.registry()),
     );
-    open(place, reference, options, runtime)
+    open(address, reference, options, runtime)
 }
 
-fn registry(name: &str, options: Option<&HostOptions>) -> Place {
+fn registry(name: &str, options: Option<&HostOptions>) -> Address {
     let scheme = match options {
         Some(options) if options.insecure => Scheme::Http,
         Some(HostOptions {
@@ -103,7 +103,7 @@ fn registry(name: &str, options: Option<&HostOptions>) -> Place {
         _ if is_loopback(name) => Scheme::Either,
         _ => Scheme::Https,
     };
-    Place {
+    Address {
         host: name.to_owned(),
         prefix: String::new(),
         scheme,
@@ -116,7 +116,7 @@ fn registry(name: &str, options: Option<&HostOptions>) -> Place {
     }
 }
 
-fn mirror(url: &str, options: &RegistryOptions) -> Result<Place, RegistryError> {
+fn mirror(url: &str, options: &RegistryOptions) -> Result<Address, RegistryError> {
     let bad = || RegistryError::BadMirror {
         url: url.to_owned(),
     };
@@ -134,7 +134,7 @@ fn mirror(url: &str, options: &RegistryOptions) -> Result<Place, RegistryError> 
         return Err(bad());
     }
     let said = options.hosts.get(host);
-    Ok(Place {
+    Ok(Address {
         host: host.to_owned(),
         prefix,
         scheme,
@@ -148,37 +148,37 @@ fn mirror(url: &str, options: &RegistryOptions) -> Result<Place, RegistryError> 
 }
 
 fn open(
-    place: Place,
+    address: Address,
     reference: &Reference,
     options: &RegistryOptions,
     runtime: &Runtime,
 ) -> Result<Endpoint, RegistryError> {
     let failed = |action: &str, source: ExchangeError| {
         RegistryError::from_exchange(
-            &place.host,
+            &address.host,
             reference.repository(),
             action.to_owned(),
             source,
         )
     };
-    let http = certificates(&place).and_then(|roots| {
+    let http = certificates(&address).and_then(|roots| {
         Http::new(roots, options.retry.silence).map_err(|e| failed("set up TLS", e.into()))
     })?;
-    let scheme = match place.scheme {
+    let scheme = match address.scheme {
         Scheme::Http => "http",
         Scheme::Https => "https",
-        Scheme::Either => runtime.run(probe(http.clone(), place.host.clone()))?,
+        Scheme::Either => runtime.run(probe(http.clone(), address.host.clone()))?,
     };
-    let repository = if place.prefix.is_empty() {
+    let repository = if address.prefix.is_empty() {
         reference.repository().to_owned()
     } else {
-        format!("{}/{}", place.prefix, reference.repository())
+        format!("{}/{}", address.prefix, reference.repository())
     };
-    let login = credentials::find(options.auth_file.as_deref(), &place.host, &repository)?;
-    let server = if place.host == DEFAULT_REGISTRY {
+    let login = credentials::find(options.auth_file.as_deref(), &address.host, &repository)?;
+    let server = if address.host == DEFAULT_REGISTRY {
         DOCKER_HUB_SERVER
     } else {
-        &place.host
+        &address.host
     };
     let base = Url::parse(&format!("{scheme}://{server}/v2/{repository}/"))
         .map_err(|e| failed("be reached", ExchangeError::odd(e.to_string())))?;
@@ -190,12 +190,12 @@ fn open(
     Ok(Endpoint {
         access: Access::new(
             login,
-            place.login_in_clear,
+            address.login_in_clear,
             base.clone(),
             repository.clone(),
         ),
         http,
-        name: place.host,
+        name: address.host,
         base,
         repository,
         what,
@@ -204,11 +204,11 @@ fn open(
     })
 }
 
-/// More of a layer's URLs are not asked: a manifest has room for thousands.
+/// No more than this many of a layer's URLs are asked: a manifest has room for thousands.
 const MAX_URLS: usize = 5;
 
-/// Returns the places at which a foreign layer may be, of its manifest's `urls`: those of HTTP,
-/// without secrets in them.
+/// Returns endpoints for the URLs of a foreign layer, from its manifest's `urls`: only HTTP and
+/// HTTPS, and none with secrets in it.
 pub(super) fn elsewhere(urls: &[String], retry: Retry) -> Result<Vec<Endpoint>, RegistryError> {
     let urls = urls.iter().filter_map(|url| Url::parse(url).ok());
     let usable = urls.filter(|url| {
@@ -255,20 +255,20 @@ impl Endpoint {
         &self.http
     }
 
-    /// What the server is shown of us.
+    /// What we send the server to authenticate.
     pub(super) fn access(&self) -> &Access {
         &self.access
     }
 
-    /// The address of `path` in the repository.
+    /// The URL of `path` in the repository.
     pub(super) fn url(&self, path: &str) -> Result<Url, ExchangeError> {
         self.base
             .join(path)
             .map_err(|e| ExchangeError::odd(e.to_string()))
     }
 
-    /// Asks for `path` in the repository, or for the one file that is there, and returns whatever
-    /// is answered.
+    /// Asks for `path` in the repository, or for the one file that is there, and returns any
+    /// response.
     pub(super) async fn ask(
         &self,
         operation: Operation,
@@ -320,13 +320,13 @@ async fn probe(http: Http, host: String) -> Result<&'static str, RegistryError> 
         Err(e) => e,
     };
     match http.send(root("http")?, None).await {
-        // What the server says when TLS was expected must not pass for an answer.
+        // What the server says when TLS was expected must not be taken for a response.
         Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => Ok("http"),
         _ => Err(unreachable(secure)),
     }
 }
 
-fn certificates(place: &Place) -> Result<Vec<reqwest::Certificate>, RegistryError> {
+fn certificates(address: &Address) -> Result<Vec<reqwest::Certificate>, RegistryError> {
     let read = |path: &Path| {
         let unusable = |source| RegistryError::Certificate {
             path: path.display().to_string(),
@@ -336,12 +336,12 @@ fn certificates(place: &Place) -> Result<Vec<reqwest::Certificate>, RegistryErro
         reqwest::Certificate::from_pem(&pem).map_err(|e| unusable(std::io::Error::other(e)))
     };
     let mut found = Vec::new();
-    if let Some(path) = &place.ca_file {
+    if let Some(path) = &address.ca_file {
         found.push(read(path)?);
     }
     for directory in CERTIFICATE_DIRECTORIES {
-        // No such directory is the usual case.
-        let Ok(entries) = std::fs::read_dir(Path::new(directory).join(&place.host)) else {
+        // Usually there is no such directory.
+        let Ok(entries) = std::fs::read_dir(Path::new(directory).join(&address.host)) else {
             continue;
         };
         for entry in entries.flatten() {
@@ -364,8 +364,8 @@ mod tests {
 
     #[test]
     fn mirrors_are_urls_without_secrets() {
-        let place = |url: &str| mirror(url, &RegistryOptions::default());
-        let found = place("https://mirror.example:8443/hub/").unwrap();
+        let parse = |url: &str| mirror(url, &RegistryOptions::default());
+        let found = parse("https://mirror.example:8443/hub/").unwrap();
         assert_eq!(
             (found.host.as_str(), found.prefix.as_str()),
             ("mirror.example:8443", "hub")
@@ -378,7 +378,7 @@ mod tests {
             "http://user:secret@host",
             "http://host?x",
         ] {
-            assert!(place(bad).is_err(), "{bad}");
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,11 +1,11 @@
-//! What can go wrong with a registry, in words that say who refused what.
+//! What can go wrong with a registry, in words that say which server refused what.
 
 use std::time::Duration;
 
 use super::credentials::CredentialError;
-use super::exchange::{ExchangeError, Refusal};
+use super::exchange::{ErrorResponse, ExchangeError};
 
-/// Why a registry didn't give or take something.
+/// Why a registry didn't deliver or accept something.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The registry wants a login, or the one it got isn't enough.
@@ -13,34 +13,34 @@ pub enum RegistryError {
         "{registry} refuses access to {repository}: log in (`docker login`, `podman login`), or check the name"
     )]
     Denied {
-        /// Who refused.
+        /// The registry.
         registry: String,
         /// What was asked for.
         repository: String,
         /// What it said.
         #[source]
-        source: Option<Refusal>,
+        source: Option<ErrorResponse>,
     },
     /// No such image or blob.
     #[error("{registry} has no {what}")]
     NotFound {
-        /// Who was asked.
+        /// The registry.
         registry: String,
-        /// What for.
+        /// What was requested.
         what: String,
     },
-    /// The registry is asked too often.
+    /// The registry gets too many requests.
     #[error("{registry} allows no more requests for now{}", again_in(.wait.as_ref()))]
     RateLimited {
-        /// Who refused.
+        /// The registry.
         registry: String,
         /// How long it asks to wait.
         wait: Option<Duration>,
     },
-    /// Nobody answers there.
+    /// The server doesn't answer.
     #[error("{registry} can't be reached")]
     Unreachable {
-        /// Who was asked.
+        /// The registry.
         registry: String,
         /// Why not.
         #[source]
@@ -49,7 +49,7 @@ pub enum RegistryError {
     /// There is no such server.
     #[error("{registry} can't be reached: its name can't be resolved")]
     Unresolved {
-        /// Who was to be asked.
+        /// The registry.
         registry: String,
         /// Why not.
         #[source]
@@ -58,9 +58,9 @@ pub enum RegistryError {
     /// Any other refusal or failure.
     #[error("{registry} failed to {action}")]
     Failed {
-        /// Who was asked.
+        /// The registry.
         registry: String,
-        /// What for, as a verb and its object.
+        /// The request, as a verb and its object.
         action: String,
         /// What happened.
         #[source]
@@ -107,11 +107,11 @@ impl RegistryError {
     ) -> Self {
         let registry = registry.to_owned();
         match source {
-            ExchangeError::Refused(refusal) => match refusal.status.as_u16() {
+            ExchangeError::Refused(response) => match response.status.as_u16() {
                 401 | 403 => Self::Denied {
                     registry,
                     repository: repository.to_owned(),
-                    source: Some(refusal),
+                    source: Some(response),
                 },
                 404 => {
                     let what = action
@@ -124,12 +124,12 @@ impl RegistryError {
                 }
                 429 => Self::RateLimited {
                     registry,
-                    wait: refusal.wait,
+                    wait: response.wait,
                 },
                 _ => Self::Failed {
                     registry,
                     action,
-                    source: Box::new(ExchangeError::Refused(refusal)),
+                    source: Box::new(ExchangeError::Refused(response)),
                 },
             },
             source @ ExchangeError::Unresolved(_) => Self::Unresolved { registry, source },
@@ -142,7 +142,7 @@ impl RegistryError {
         }
     }
 
-    /// What the server or the network did, if this error is about that.
+    /// The failure of the server or the network, if this error is about one.
     fn exchange(&self) -> Option<&ExchangeError> {
         match self {
             Self::Unreachable { source, .. } | Self::Unresolved { source, .. } => Some(source),
@@ -151,7 +151,7 @@ impl RegistryError {
         }
     }
 
-    /// Returns whether asking again, or asking someone else, could help.
+    /// Returns whether asking again, or asking another server, could help.
     pub(super) fn is_passing(&self) -> bool {
         matches!(self, Self::RateLimited { .. })
             || self.exchange().is_some_and(ExchangeError::is_passing)
@@ -161,7 +161,7 @@ impl RegistryError {
     pub(super) fn wait(&self) -> Option<Duration> {
         match (self, self.exchange()) {
             (Self::RateLimited { wait, .. }, _) => *wait,
-            (_, Some(ExchangeError::Refused(refusal))) => refusal.wait,
+            (_, Some(ExchangeError::Refused(response))) => response.wait,
             _ => None,
         }
     }

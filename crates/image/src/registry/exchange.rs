@@ -1,14 +1,14 @@
-//! One request to a server and its answer, within bounds.
+//! One request to a server and its response, within limits.
 //!
-//! Everything that is asked of a registry, a mirror or a token service goes through here, so what
-//! holds for one request holds for all of them:
+//! Every request to a registry, a mirror or a token service goes through here, so the same rules
+//! hold for all of them:
 //!
-//! * Redirects are followed by hand. What proves who we are goes to the server that was asked and
-//!   to no other, and never from HTTPS to HTTP.
-//! * An answer that is no blob is read up to a limit.
-//! * A server that sends too little for too long is given up, whether it is silent or trickles
-//!   ([`Pace`]); so is one that takes no more of an upload.
-//! * Addresses stay out of errors: those of redirects and upload sessions may carry secrets.
+//! * Redirects are followed by our own code. Credentials go to the server that was asked and to no
+//!   other, and never from HTTPS to HTTP.
+//! * A response that is not a blob is read up to a limit.
+//! * A request fails if the server sends too little for too long, whether it is silent or trickles
+//!   ([`Pace`]), or stops accepting an upload.
+//! * URLs stay out of errors: those of redirects and upload sessions may contain secrets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,51 +24,51 @@ use tokio::time::Instant;
 
 use crate::json::{self, List, fields};
 
-/// How often a request may be sent elsewhere.
+/// The maximum number of redirects.
 const MAX_REDIRECTS: usize = 10;
-/// Bytes that have to come or go within the time that a connection may be silent.
+/// Bytes that must be transferred within the time that a connection may be silent.
 const LEAST_PROGRESS_BYTES: u64 = 4 << 10;
-/// The longest explanation of a refusal that is read, and the longest that is told.
-const MAX_REFUSAL_BYTES: u64 = 64 << 10;
+/// The longest error message that is read, and the longest that is shown.
+const MAX_ERROR_BYTES: u64 = 64 << 10;
 const MAX_TOLD_CHARS: usize = 300;
-/// How many times the usual silence a registry may think about an upload that it has taken whole.
+/// How many times the usual silence a registry may take after an upload is complete.
 const SILENCES_TO_DIGEST: u32 = 10;
 
 /// What went wrong between us and a server.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The server said no.
+    /// The server refused.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] ErrorResponse),
     /// The name of the server has no address.
     #[error("its name can't be resolved")]
     Unresolved(#[source] reqwest::Error),
-    /// Nobody there, or nobody that is trusted.
+    /// The server doesn't answer, or isn't trusted.
     #[error("no connection")]
     Connect(#[source] reqwest::Error),
     /// The connection broke.
     #[error("the connection broke")]
     Broken(#[source] reqwest::Error),
     /// The body ended before the promised size.
-    #[error("the answer ended early")]
+    #[error("the response ended early")]
     Short,
-    /// Too little came, or was taken, for too long.
+    /// Too little was received, or accepted, for too long.
     #[error("less than 4 KiB in {0:?}")]
     TooSlow(Duration),
-    /// An answer that should be small is not.
-    #[error("the answer is longer than {0} bytes")]
+    /// A response that should be small is not.
+    #[error("the response is longer than {0} bytes")]
     TooLong(u64),
-    /// What should be sent can't be read.
-    #[error("what should be sent can't be read")]
+    /// The source of an upload can't be read.
+    #[error("the source of the upload can't be read")]
     Supply(#[source] std::io::Error),
-    /// What was shown to the server counts no more, and there is something newer.
-    #[error("it wants to know again who asks")]
+    /// The server no longer accepts our token, and there is a newer one.
+    #[error("the server asks for authentication again")]
     Outdated,
-    /// A login would have to go over a connection that anyone can read.
+    /// A login would have to be sent over a connection that anyone can read.
     #[error("{0} wants a login over plain HTTP: that needs `insecure` for the registry")]
     LoginInClear(String),
-    /// An answer that no protocol has.
-    #[error("an answer that can't be understood: {0}")]
+    /// A response that the protocol doesn't allow.
+    #[error("a response that can't be understood: {0}")]
     Odd(String),
 }
 
@@ -80,8 +80,8 @@ impl ExchangeError {
     /// Returns whether the same request might succeed later.
     pub(super) fn is_passing(&self) -> bool {
         match self {
-            Self::Refused(refusal) => matches!(refusal.status.as_u16(), 408 | 429 | 500..),
-            // A name that does not exist will not exist in a second; a resolver may recover.
+            Self::Refused(response) => matches!(response.status.as_u16(), 408 | 429 | 500..),
+            // A name that doesn't exist won't exist in a second; a resolver may recover.
             Self::Unresolved(error) => chain(error).any(|e| e.to_string().contains("emporary")),
             Self::Connect(_)
             | Self::Broken(_)
@@ -113,7 +113,8 @@ fn chain<'a>(
     std::iter::successors(Some(error), |e| e.source())
 }
 
-/// A name that has no address, told apart from everything else that can go wrong with a connection.
+/// A name that has no address, as distinct from everything else that can go wrong with a
+/// connection.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} has no address")]
 struct Unresolvable {
@@ -139,18 +140,18 @@ impl reqwest::dns::Resolve for SystemResolver {
     }
 }
 
-/// An answer that says no.
+/// A response with an error status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// Its status.
     pub status: StatusCode,
-    /// What the server said about it, made fit to be shown; often nothing.
+    /// The server's message, cleaned for display; often empty.
     pub text: String,
-    /// How long it asks to wait.
+    /// How long the server asks to wait.
     pub wait: Option<Duration>,
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for ErrorResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.status)?;
         if !self.text.is_empty() {
@@ -160,9 +161,10 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for ErrorResponse {}
 
-/// Measures whether enough comes: at least 4 KiB in the time that a connection may be silent.
+/// Measures whether a transfer is fast enough: at least 4 KiB in the time that a connection may be
+/// silent.
 ///
 /// Only time spent waiting for the network counts, so a slow disk doesn't end a transfer.
 pub(super) struct Pace {
@@ -205,7 +207,7 @@ impl Pace {
     }
 }
 
-/// What a request carries.
+/// The body of a request.
 pub(super) enum Body {
     Nothing,
     Bytes(Bytes),
@@ -260,7 +262,7 @@ impl Request {
         }
     }
 
-    /// With a header more. The value is our own or has been checked.
+    /// Adds a header. The value is our own or has been checked.
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
@@ -280,7 +282,7 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// A client that trusts the authorities in `roots`, besides the system's.
+    /// A client that trusts the authorities in `roots` in addition to the system's.
     pub(super) fn new(
         roots: Vec<reqwest::Certificate>,
         silence: Duration,
@@ -295,10 +297,10 @@ impl Http {
         Ok(Self { client, silence })
     }
 
-    /// Sends a request and follows where it is sent. `proof` goes only to the server first asked.
+    /// Sends a request and follows redirects. `proof` goes only to the server first asked.
     ///
-    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time,
-    /// and no body is sent to another server, since it may be a login: a redirect of such is
+    /// Returns any response, including errors. A streamed body can't be sent a second time, and no
+    /// body is sent to another server, since it may be a login: a redirect of such a request is
     /// returned as it is.
     pub(super) async fn send(
         &self,
@@ -317,7 +319,7 @@ impl Http {
             if let Some(proof) = proof.filter(|_| url.origin() == asked) {
                 headers.insert(AUTHORIZATION, proof.clone());
             }
-            // What would be sent again; `None` for what can't be.
+            // What would be sent again; `None` if that can't be.
             let kept = match &body {
                 Body::Nothing => Some(Body::Nothing),
                 Body::Bytes(bytes) => Some(Body::Bytes(bytes.clone())),
@@ -338,13 +340,13 @@ impl Http {
             };
             let next = answer
                 .location()?
-                .ok_or_else(|| ExchangeError::odd(format!("{status} without a place to go to")))?;
+                .ok_or_else(|| ExchangeError::odd(format!("{status} without a Location")))?;
             if url.scheme() == "https" && next.scheme() != "https" {
                 return Err(ExchangeError::odd("a redirect from HTTPS to plain HTTP"));
             }
             body = kept;
-            // What a browser does, and everyone after it: the answer to what was sent is fetched
-            // elsewhere.
+            // Like a browser, and like every other client: the response to what was sent is fetched
+            // from another URL.
             if matches!(status.as_u16(), 301..=303) && method != Method::HEAD {
                 method = Method::GET;
                 body = Body::Nothing;
@@ -354,7 +356,7 @@ impl Http {
             }
             url = next;
         }
-        Err(ExchangeError::odd("it redirects without end"))
+        Err(ExchangeError::odd("too many redirects"))
     }
 
     async fn exchange(
@@ -398,7 +400,7 @@ impl Http {
     }
 }
 
-/// Tells an upload whose source can't be read from one that the network broke.
+/// Distinguishes an upload whose source can't be read from one that the network broke.
 fn supply_or_network(error: reqwest::Error) -> ExchangeError {
     let supply = chain(&error).find_map(|e| e.downcast_ref::<SupplyError>());
     match supply {
@@ -407,7 +409,7 @@ fn supply_or_network(error: reqwest::Error) -> ExchangeError {
     }
 }
 
-/// Marks an error of the source of an upload, on its way through the HTTP client.
+/// Marks an error of the source of an upload while it passes through the HTTP client.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct SupplyError(pub(super) std::io::Error);
@@ -416,14 +418,14 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// What a server answered.
+/// A server's response.
 pub(super) struct Answer {
     pub(super) response: reqwest::Response,
     /// Where it came from, after redirects.
     pub(super) url: Url,
-    /// Whether that is the server which was asked, not one to which it sent us.
+    /// Whether that is the server which was asked, not one it redirected us to.
     pub(super) at_asked: bool,
-    /// How long its server may send too little.
+    /// How long the server may send too little.
     silence: Duration,
 }
 
@@ -432,17 +434,17 @@ impl Answer {
         self.response.status()
     }
 
-    /// Measures what comes of the body.
+    /// Measures the transfer of the body.
     pub(super) fn pace(&self) -> Pace {
         Pace::new(self.silence)
     }
 
-    /// The text of a header, if it has one that is text.
+    /// The text of a header, if it is present and text.
     pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
         self.response.headers().get(name)?.to_str().ok()
     }
 
-    /// Where the answer says to go on, taken relative to where it came from.
+    /// Where the response says to continue, resolved relative to its own URL.
     pub(super) fn location(&self) -> Result<Option<Url>, ExchangeError> {
         let Some(value) = self.response.headers().get(LOCATION) else {
             return Ok(None);
@@ -452,20 +454,20 @@ impl Answer {
             .and_then(|text| self.url.join(text).ok());
         match next {
             Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
-            _ => Err(ExchangeError::odd("a Location that is not an address")),
+            _ => Err(ExchangeError::odd("a Location that is not a URL")),
         }
     }
 
-    /// Returns the answer if it says yes, the refusal as an error if not.
+    /// Returns the response if it is a success, an error otherwise.
     pub(super) async fn accepted(self) -> Result<Self, ExchangeError> {
         if self.status().is_success() {
             return Ok(self);
         }
-        Err(self.refusal().await.into())
+        Err(self.error_response().await.into())
     }
 
-    /// Reads why the server said no. What can't be read of that is left out: the status is enough.
-    pub(super) async fn refusal(self) -> Refusal {
+    /// Reads why the server refused. What can't be read is left out: the status is enough.
+    pub(super) async fn error_response(self) -> ErrorResponse {
         let status = self.status();
         let wait = self
             .header(RETRY_AFTER)
@@ -473,16 +475,16 @@ impl Answer {
         let json = self
             .header(reqwest::header::CONTENT_TYPE)
             .is_none_or(|kind| kind.contains("json"));
-        let body = self.start(MAX_REFUSAL_BYTES).await;
+        let body = self.start(MAX_ERROR_BYTES).await;
         let text = if json {
             explanation(&body)
         } else {
             String::new()
         };
-        Refusal { status, text, wait }
+        ErrorResponse { status, text, wait }
     }
 
-    /// Reads the whole answer, which must not be longer than `limit_bytes`.
+    /// Reads the whole response, which must not be longer than `limit_bytes`.
     pub(super) async fn whole(self, limit_bytes: u64) -> Result<Vec<u8>, ExchangeError> {
         let mut bytes = Vec::new();
         let mut pace = self.pace();
@@ -496,7 +498,7 @@ impl Answer {
         Ok(bytes)
     }
 
-    /// Reads at most `limit_bytes`, or what comes before something goes wrong.
+    /// Reads at most `limit_bytes`, or until something goes wrong.
     async fn start(self, limit_bytes: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut pace = self.pace();
@@ -512,7 +514,7 @@ impl Answer {
     }
 }
 
-/// What registries and token services say about a refusal, each in its own place.
+/// The error messages of registries and token services, each in its own field.
 #[derive(Default)]
 struct Errors {
     errors: List<Explained>,
@@ -533,10 +535,10 @@ fields!(Errors {
 });
 fields!(Explained { "code" => code, "message" => message });
 
-/// The first explanation in a registry's errors, fit to be shown: short, on one line, without
+/// The first message in a registry's errors, cleaned for display: short, on one line, without
 /// control characters.
 fn explanation(body: &[u8]) -> String {
-    // Anything else is not for people: a page of HTML, or nothing.
+    // Anything else is not meant for people: an HTML page, or nothing.
     let Ok(errors) = json::first(body).and_then(json::read::<Errors>) else {
         return String::new();
     };
@@ -553,7 +555,7 @@ fn explanation(body: &[u8]) -> String {
         .collect()
 }
 
-/// Reads `Retry-After`: seconds, or a date.
+/// Parses `Retry-After`: seconds, or a date.
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<u64>() {
@@ -584,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_is_made_fit_to_be_shown() {
+    fn server_messages_are_cleaned_for_display() {
         let long = format!(
             r#"{{"errors":[{{"code":"X","message":"{}"}}]}}"#,
             "y".repeat(5000)
@@ -612,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_whose_source_can_t_be_read_is_told_as_that() {
+    fn an_upload_whose_source_cant_be_read_fails_with_that_error() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = Url::parse(&format!("http://{}/", server.local_addr().unwrap())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,9 +1,9 @@
 //! A registry as an image source.
 //!
 //! Opening one fetches the manifest (through an index, if there is one) and the configuration;
-//! layers are fetched when they are opened. Every endpoint is tried in turn; the error told at the
-//! end is the registry's own, since mirrors are a convenience. A reference with a digest gets
-//! exactly the manifest of that digest, whoever delivers it.
+//! layers are fetched when they are opened. Every endpoint is tried in turn; the error returned at
+//! the end is the registry's own, since mirrors are a convenience. A reference with a digest gets
+//! exactly the manifest with that digest, whichever server delivers it.
 
 use std::io::Read;
 
@@ -41,7 +41,7 @@ impl RegistrySource {
     /// Asks the registry (and its mirrors first) for the image that `reference` names, for
     /// `wanted`.
     ///
-    /// Errors: `Registry` if it can't be had, `NoPlatform`, or anything wrong with what came.
+    /// Errors: `Registry` if it can't be fetched, `NoPlatform`, or anything wrong with what came.
     pub fn open(
         reference: &Reference,
         wanted: &Platform,
@@ -62,7 +62,7 @@ impl RegistrySource {
                     return Err(RegistryError::Stopped.into());
                 }
                 Err(e) => {
-                    tracing::debug!(endpoint = endpoint.name(), error = %e, "no manifest from here");
+                    tracing::debug!(endpoint = endpoint.name(), error = %e, "no manifest from this endpoint");
                     last_error = Some(e);
                 }
             }
@@ -72,7 +72,7 @@ impl RegistrySource {
                 last_error.unwrap_or_else(|| RegistryError::NoTag(reference.to_string()).into())
             );
         };
-        // Whoever had the manifest is asked first for the blobs too.
+        // The endpoint that had the manifest is asked first for the blobs too.
         endpoints.rotate_left(at);
         let config = read_blob(
             &endpoints,
@@ -106,7 +106,8 @@ impl ImageSource for RegistrySource {
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
         let layer = &self.images[image].layers[layer];
         let layer = layer.described()?;
-        // As Docker, the registry first: nobody else learns of the pull if that has the layer.
+        // Like Docker, ask the registry first: if it has the layer, no other server learns of the
+        // pull.
         let mut endpoints = self.endpoints.clone();
         if let Some(registry) = endpoints.first() {
             endpoints.extend(endpoint::elsewhere(&layer.urls, registry.retry)?);
@@ -128,7 +129,7 @@ fn fetch_manifest(
 ) -> Result<Manifest, SourceError> {
     let top = fetch_document(endpoint, reference.digest(), None, runtime)?;
     let mut document = top;
-    // An index that points at an index that points at a manifest is as deep as anyone goes.
+    // An index that points to an index that points to a manifest is the deepest that occurs.
     for _ in 0..4 {
         match document {
             Document::Manifest(manifest) => return Ok(manifest),
@@ -180,8 +181,8 @@ fn fetch_document(
     Ok(Document::parse(raw, announced.or(media_type.as_deref()))?)
 }
 
-/// Asks for the manifest or index that the endpoint names, and returns it with the kind that the
-/// server gives it.
+/// Requests the manifest or index that the endpoint names, and returns it with the media type in
+/// the response.
 async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), RegistryError> {
     let what = endpoint.what();
     let action = format!("give image {}:{what}", endpoint.repository());
@@ -205,7 +206,7 @@ async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), 
     Ok((raw, media_type))
 }
 
-/// Reads a small blob whole, checked.
+/// Reads all of a small blob and checks it.
 fn read_blob(
     endpoints: &[Endpoint],
     blob: &Descriptor,

@@ -1,4 +1,4 @@
-//! What a registry's host is, by its name alone.
+//! Properties of a registry's host, by its name alone.
 
 use std::net::IpAddr;
 

@@ -1,13 +1,13 @@
-//! Showing a server who asks: as little as it wants, and to no one else.
+//! Authenticates to servers: with as little as they ask for, and to no other server.
 //!
-//! Nothing is shown before a server asks for it, except that one for which there is a login is
-//! asked first what it wants, since some hide what they have from strangers. A challenge may come
-//! at any request: a registry that is open at its root may want a login for one repository. What
-//! was found out is kept for the requests that follow, for pulls and pushes apart.
+//! Nothing is sent before a server asks for it. But a server for which there is a login is asked
+//! first how to authenticate, since some hide content from anonymous clients. A challenge may come
+//! at any request: a registry that is open at its root may want a login for one repository. The
+//! results are kept for the requests that follow, separately for pulls and pushes.
 //!
 //! A login goes to the server that it is for, and to the token service that this server itself
 //! names. A challenge that came after a redirect is not answered. Over plain HTTP a login goes only
-//! to a registry for which the user allowed that, or on the loopback.
+//! to a registry for which the user allowed that, or to the loopback interface.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,38 +25,38 @@ use super::exchange::{Answer, Body, ExchangeError, Http, Request};
 use super::host::is_loopback;
 use crate::json::{self, fields};
 
-/// The longest answer of a token service.
+/// The longest response of a token service that is accepted.
 const MAX_TOKEN_ANSWER_BYTES: u64 = 1 << 20;
-/// How long a token is good that doesn't say so, and how long before its end it is not used any
-/// more.
+/// How long a token without an expiry is valid, and how long before its expiry it is no longer
+/// used.
 const USUAL_TOKEN_LIFE: Duration = Duration::from_secs(60);
 const TOKEN_MARGIN: Duration = Duration::from_secs(5);
 
-/// What is to be done with a repository: a token is for one or the other.
+/// The operation on a repository: a token is for one or the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
     Pull,
     Push,
 }
 
-/// Where a login may go over plain HTTP, as far as the user said so.
+/// Where the user allows a login to go over plain HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InClear {
     Nowhere,
-    /// To this machine, which no network lies between.
+    /// To this machine, without a network in between.
     OnLoopback,
     /// The registry is `insecure`.
     Anywhere,
 }
 
-/// What a server accepted as proof of who asks.
+/// What a server accepted as authentication.
 #[derive(Clone)]
 struct Proof {
     header: HeaderValue,
     until: Option<Instant>,
 }
 
-/// One server's wishes and our answers to them.
+/// What one server asks for, and our responses.
 #[derive(Clone)]
 pub(super) struct Access {
     login: Login,
@@ -71,12 +71,12 @@ pub(super) struct Access {
 #[derive(Default)]
 struct State {
     proofs: HashMap<Operation, Proof>,
-    /// Whether the server was asked at its root what it wants.
+    /// Whether the server was asked at its root how to authenticate.
     asked: bool,
 }
 
 impl Access {
-    /// What may be shown to `server` about `repository`.
+    /// What may be sent to `server` about `repository`.
     pub(super) fn new(login: Login, in_clear: InClear, server: Url, repository: String) -> Self {
         Self {
             login,
@@ -93,7 +93,7 @@ impl Access {
         self.relatives = repositories;
     }
 
-    /// Sends a request that can be made again, and answers what the server wants to know about us.
+    /// Sends a request that can be repeated, and authenticates as the server asks.
     pub(super) async fn send(
         &self,
         http: &Http,
@@ -110,8 +110,8 @@ impl Access {
         self.send_once(http, operation, request()).await
     }
 
-    /// Sends a request once: one whose body can't be sent again. [`Access::satisfy`] helps when it
-    /// is turned away.
+    /// Sends a request once, because its body can't be sent again. If it is refused, call
+    /// [`Access::satisfy`].
     pub(super) async fn send_once(
         &self,
         http: &Http,
@@ -119,7 +119,7 @@ impl Access {
         request: Request,
     ) -> Result<Answer, ExchangeError> {
         let proof = self.proof(operation);
-        // An upload session may be at another server, which gets nothing of ours.
+        // An upload session may be at another server, which gets no credentials.
         let here = request.url.origin() == self.server.origin();
         http.send(request, proof.as_ref().filter(|_| here)).await
     }
@@ -136,7 +136,7 @@ impl Access {
         state.proofs.insert(operation, proof);
     }
 
-    /// Asks a server for which there is a login what it wants, before the first request.
+    /// Asks a server for which there is a login how to authenticate, before the first request.
     async fn introduce(&self, http: &Http, operation: Operation) -> Result<(), ExchangeError> {
         let first = {
             let mut state = sync::lock(&self.state);
@@ -150,14 +150,15 @@ impl Access {
             .join("/v2/")
             .map_err(|e| ExchangeError::odd(e.to_string()))?;
         let answer = http.send(Request::new(Method::GET, root), None).await?;
-        // Whatever else it says: the requests themselves will tell.
+        // Any other response is ignored: the requests themselves will show.
         if answer.status() == StatusCode::UNAUTHORIZED {
             self.satisfy(http, operation, &answer).await?;
         }
         Ok(())
     }
 
-    /// Finds out what the refusal asks for. Returns whether there is something new to show.
+    /// Does what the challenge in the response asks. Returns whether there is a new token or login
+    /// to send.
     pub(super) async fn satisfy(
         &self,
         http: &Http,
@@ -235,7 +236,7 @@ impl Access {
             .join(realm)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| ExchangeError::odd("a token service that is not an address"))?;
+            .ok_or_else(|| ExchangeError::odd("a token service whose address is not a URL"))?;
         let scopes = self.scopes(operation, challenge.get("scope"));
         let service = challenge.get("service");
         let (request, proof) = match &self.login {
@@ -259,8 +260,7 @@ impl Access {
         read_token(&body, asked)
     }
 
-    /// What the token is to be good for: what is going to be done, and whatever else the server
-    /// names.
+    /// What the token must cover: the operation, and whatever else the server names.
     fn scopes(&self, operation: Operation, wanted: Option<&str>) -> Vec<String> {
         let repository = &self.repository;
         let mut scopes = match operation {
@@ -304,10 +304,9 @@ fn with_password(
     Request::new(Method::GET, realm)
 }
 
-/// The token service changes an identity token, which a login left behind, for one that is good
-/// here.
+/// The token service exchanges an identity token, which a login stored, for one that is valid here.
 fn with_identity(realm: Url, service: Option<&str>, scopes: &[String], token: &str) -> Request {
-    // The form is written as a query is, so an address does the writing.
+    // The form has the encoding of a query, so a URL does the encoding.
     let mut form = realm.clone();
     form.set_query(None);
     form.query_pairs_mut()
@@ -325,7 +324,7 @@ fn with_identity(realm: Url, service: Option<&str>, scopes: &[String], token: &s
         .body(Body::Bytes(Bytes::from(form)))
 }
 
-/// What a token service answers.
+/// The response of a token service.
 #[derive(Default)]
 struct Token {
     token: String,
@@ -341,7 +340,7 @@ fields!(Token {
 
 fn read_token(body: &[u8], asked: Instant) -> Result<Proof, ExchangeError> {
     let odd = || ExchangeError::odd("the token service gave no token");
-    // What it gave instead may be a secret all the same.
+    // The response may contain a secret all the same.
     let answer: Token = json::first(body).and_then(json::read).map_err(|_| odd())?;
     let token = [answer.token, answer.access_token]
         .into_iter()
@@ -362,7 +361,7 @@ fn basic(user: &str, password: &str) -> Result<HeaderValue, ExchangeError> {
 
     let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
     let mut header = HeaderValue::try_from(format!("Basic {encoded}"))
-        .map_err(|_| ExchangeError::odd("a login that no header can carry"))?;
+        .map_err(|_| ExchangeError::odd("a login that is not valid in a header"))?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -404,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for_what_is_done_and_for_what_the_server_names() {
+    fn a_token_covers_the_operation_and_what_the_server_names() {
         let server = Url::parse("https://r.example").unwrap();
         let mut access = Access::new(Login::None, InClear::Nowhere, server, "a/b".into());
         assert_eq!(
@@ -433,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_goes_over_plain_http_only_where_the_user_allowed_that() {
+    fn a_login_goes_over_plain_http_only_where_the_user_allows_it() {
         let login = Login::Password {
             user: "u".into(),
             password: "p".into(),

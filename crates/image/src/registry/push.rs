@@ -1,6 +1,6 @@
-//! Pushing an image: its layers, its configuration, and last its manifest.
+//! Pushes an image: its layers, its configuration, and last its manifest.
 //!
-//! A blob that the registry has is not sent, and not even compressed; one that another repository
+//! A blob that the registry has is not sent, and not even compressed. One that another repository
 //! of the same registry is known to have is mounted from there. Everything else is streamed from a
 //! spool file. The manifest goes last, so the registry never shows an image whose blobs are
 //! missing.
@@ -24,7 +24,7 @@ use crate::reference::Reference;
 use crate::sink::{LayerSupply, OutImage, SinkOptions, make_blob, make_blobs, manifest_for};
 use crate::source::SourceError;
 
-/// Bytes of a blob that go to the network at once.
+/// The chunk size of an upload.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// What a push did.
@@ -34,13 +34,13 @@ pub struct Pushed {
     pub manifest: Manifest,
     /// Layers that were sent.
     pub sent: usize,
-    /// Layers that were there already, or mounted from another repository.
+    /// Layers that were present already, or mounted from another repository.
     pub present: usize,
 }
 
-/// Pushes `image` to where `to` says, which must have a tag.
+/// Pushes `image` to `to`, which must have a tag.
 ///
-/// `progress` is told about each layer: its position, and whether it had to be sent.
+/// `progress` is called for each layer with its position, and whether it had to be sent.
 pub fn push(
     image: &OutImage,
     to: &Reference,
@@ -139,7 +139,7 @@ fn is_present(
             }
             for relative in &relatives {
                 // A registry that can't or won't mount opens an upload session instead, which is
-                // left to expire: the blob is then sent the ordinary way, and so it is if mounting
+                // left to expire. The blob is then sent the ordinary way, as it also is if mounting
                 // fails.
                 if mount(&endpoint, &digest, relative)
                     .await
@@ -160,9 +160,9 @@ async fn has_blob(endpoint: &Endpoint, digest: &Digest) -> Result<bool, Exchange
         .await?;
     match answer.status() {
         status if status.is_success() => Ok(true),
-        // Sending it will tell why, in words: an answer to HEAD has none.
+        // Sending it will show the reason: a response to HEAD has no message.
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(false),
-        _ => Err(answer.refusal().await.into()),
+        _ => Err(answer.error_response().await.into()),
     }
 }
 
@@ -241,7 +241,7 @@ async fn upload(
     let answer = access
         .send_once(endpoint.http(), Operation::Push, request)
         .await?;
-    // A token may end while something big is sent.
+    // A token may expire during a long upload.
     if answer.status() == StatusCode::UNAUTHORIZED
         && access
             .satisfy(endpoint.http(), Operation::Push, &answer)
@@ -249,19 +249,19 @@ async fn upload(
     {
         return Err(ExchangeError::Outdated);
     }
-    // The answer counts, not which of the good ones it is; some leave out where the blob is now.
+    // Any success status counts; some servers leave out the blob's new location.
     answer.accepted().await.map(drop)
 }
 
-/// Where the session takes its bytes.
+/// The URL that the session uploads to.
 fn session_address(endpoint: &Endpoint, session: &Answer) -> Result<Url, ExchangeError> {
     const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
     let mut address = match (session.location()?, session.header(UPLOAD_ID)) {
         (Some(address), _) => address,
         (None, Some(id)) => endpoint.url(&format!("blobs/uploads/{id}"))?,
-        (None, None) => return Err(ExchangeError::odd("an upload session without a place")),
+        (None, None) => return Err(ExchangeError::odd("an upload session without a Location")),
     };
-    // Behind a proxy that speaks TLS for it, a registry may think that it is asked over plain HTTP.
+    // Behind a proxy that terminates TLS, a registry may think that it is accessed over plain HTTP.
     if session.url.scheme() == "https"
         && address.scheme() == "http"
         && address.host() == session.url.host()
@@ -302,7 +302,7 @@ fn put_manifest(
             let failed = |e| endpoint.failed("take the manifest", e);
             let media_type = HeaderValue::try_from(media_type).map_err(|_| {
                 failed(ExchangeError::odd(
-                    "a kind of manifest that no header can carry",
+                    "a media type that is not valid in a header",
                 ))
             })?;
             let path = format!("manifests/{}", endpoint.what());

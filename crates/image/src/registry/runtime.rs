@@ -1,8 +1,8 @@
-//! One thread on which all talk with registries happens.
+//! The one thread that does all communication with registries.
 //!
 //! A current-thread runtime drives any number of transfers at once; callers on ordinary threads
-//! hand it futures and wait. Waiting ends early when the user wants to stop, and dropping the
-//! runtime ends the thread and every transfer.
+//! hand it futures and wait. Waiting ends early when the user cancels, and dropping the runtime
+//! ends the thread and every transfer.
 
 use std::future::Future;
 use std::sync::mpsc;
@@ -15,10 +15,10 @@ use vellum_sys::Cancel;
 
 use super::{RegistryError, Retry};
 
-/// How often someone who waits looks whether to stop.
+/// How often a waiting caller checks for cancellation.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs `future` to its end; `None` as soon as the user wants to stop.
+/// Runs `future` to its end; `None` as soon as the user cancels.
 pub(super) async fn unless_cancelled<T>(
     cancel: &Cancel,
     future: impl Future<Output = T>,
@@ -33,7 +33,7 @@ pub(super) async fn unless_cancelled<T>(
     }
 }
 
-/// The thread and the way to it.
+/// The thread and the channel to it.
 #[derive(Debug)]
 pub(super) struct Runtime {
     handle: Handle,
@@ -55,7 +55,7 @@ impl Runtime {
             .spawn(move || {
                 // Ends when `stop` is sent or dropped; both mean the same.
                 let _ = runtime.block_on(stopped);
-                // Name look-ups run on threads of the pool; they are not waited for.
+                // Name lookups run on the pool's threads, and are not waited for.
                 runtime.shutdown_background();
             })
             .map_err(RegistryError::Runtime)?;
@@ -75,7 +75,7 @@ impl Runtime {
         &self.cancel
     }
 
-    /// Runs `future` to its end on the thread; `Stopped` as soon as the user wants to stop.
+    /// Runs `future` to its end on the thread; `Stopped` as soon as the user cancels.
     pub(super) fn run<T, F>(&self, future: F) -> Result<T, RegistryError>
     where
         T: Send + 'static,
@@ -83,7 +83,7 @@ impl Runtime {
     {
         let (done, wait) = mpsc::channel();
         let task = self.handle.spawn(async move {
-            // Nobody waiting any more means that the user has stopped.
+            // If the caller no longer waits, the user has cancelled.
             let _ = done.send(future.await);
         });
         loop {
@@ -104,8 +104,8 @@ impl Runtime {
 }
 
 impl Runtime {
-    /// As [`Runtime::run`], again after a pause as long as what fails is passing and `retry`
-    /// allows.
+    /// Like [`Runtime::run`], but tries again after a pause as long as the failure is temporary and
+    /// `retry` allows it.
     pub(super) fn run_patiently<T, F>(
         &self,
         retry: Retry,
@@ -138,7 +138,7 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported there.
+            // A panic has been reported there already.
             let _ = thread.join();
         }
     }

@@ -1,8 +1,8 @@
 //! The tar archive around an image: a few small files and some huge ones, always the same bytes.
 //!
-//! Plain ustar headers without times, owners or anything else of the machine that writes, so that
-//! saving an image twice gives the same archive. This is the outer archive only; layers are tar
-//! files of their own, which are copied as they are.
+//! Plain ustar headers without times, owners or anything else from this machine, so that saving an
+//! image twice gives the same archive. This is only the outer archive; layers are tar files of
+//! their own, which are copied unchanged.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ impl<W: Write> ArchiveWriter<W> {
         self.out.write_all(&header(path, b'5', 0o755, 0))
     }
 
-    /// Writes a file whose bytes are at hand.
+    /// Writes a file whose bytes are in memory.
     pub(crate) fn file(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
         self.begin(path, bytes.len() as u64)?;
         self.out.write_all(bytes)?;
@@ -38,12 +38,12 @@ impl<W: Write> ArchiveWriter<W> {
         self.out.write_all(&header(path, b'0', 0o644, size_bytes))
     }
 
-    /// Where the bytes of the file that was begun go.
+    /// Where to write the bytes of the current file.
     pub(crate) fn body(&mut self) -> &mut W {
         &mut self.out
     }
 
-    /// Ends the file that was begun with the same size.
+    /// Ends the current file, which was begun with the same size.
     pub(crate) fn end(&mut self, size_bytes: u64) -> io::Result<()> {
         let padding = size_bytes.next_multiple_of(BLOCK) - size_bytes;
         self.out.write_all(&[0; BLOCK as usize][..padding as usize])
@@ -90,7 +90,7 @@ mod tests {
     use crate::tar::{SliceSource, TarReader};
 
     #[test]
-    fn sizes_beyond_eight_gibibytes_are_understood_by_others() {
+    fn sizes_above_eight_gibibytes_are_read_by_other_tools() {
         for size in [0, 1, MAX_OCTAL, MAX_OCTAL + 1, 1 << 40] {
             let bytes = header("blobs/x", b'0', 0o644, size);
             let mut reader = TarReader::new(SliceSource::new(&bytes), &crate::Limits::default());

@@ -1,6 +1,6 @@
-//! Writing what `docker load`, `podman load` and every OCI tool read.
+//! Writes what `docker load`, `podman load` and every OCI tool can read.
 //!
-//! As Docker does since version 25, the archive is two things at once: an OCI layout (`index.json`,
+//! Like Docker since version 25, the archive is two things at once: an OCI layout (`index.json`,
 //! `blobs/`) and a docker-archive (`manifest.json`) whose files are that layout's blobs. Layers are
 //! plain tars, so every digest and size is known before the first byte of a layer, and the archive
 //! can go straight into a pipe.
@@ -20,7 +20,7 @@ use crate::source::oci_layout::blob_path;
 
 /// Writes `images` to `out`, called `out_name` in messages; returns their manifests in order.
 ///
-/// After an error `out` holds a part of an archive. Nothing is synced.
+/// After an error `out` holds part of an archive. Nothing is synced.
 pub fn write(
     images: &[OutImage],
     supply: &dyn LayerSupply,

@@ -1,8 +1,8 @@
-//! Writing OCI layouts: a directory, or a tar archive of one.
+//! Writes OCI layouts: a directory, or a tar archive of one.
 //!
-//! Into a directory, blobs come first and `index.json` last, each through a temporary name, so a
-//! layout is never seen pointing at a blob that is not there; a layout that is there already keeps
-//! its other images. Into an archive each blob is spooled first, since its size stands before it.
+//! In a directory, blobs are written first and `index.json` last, each under a temporary name
+//! first, so a layout never points to a missing blob; an existing layout keeps its other images.
+//! For an archive each blob is spooled first, since its size precedes it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -21,9 +21,9 @@ use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, check_size, read_
 use crate::source::SourceError;
 use crate::source::oci_layout::blob_path;
 
-/// Writes `images` into the layout in directory `to`, which is made if it isn't there.
+/// Writes `images` into the layout in directory `to`, which is created if it doesn't exist.
 ///
-/// Images of the same names are replaced in an existing layout; no blob is ever removed. Returns
+/// Images with the same names are replaced in an existing layout; no blob is ever removed. Returns
 /// the manifests in the order of `images`. Nothing is synced.
 pub fn write_directory(
     images: &[OutImage],
@@ -78,7 +78,7 @@ pub fn write_directory(
 
 /// Writes `images` as a tar archive of a layout to `out`, called `out_name` in messages.
 ///
-/// Returns the manifests in order. After an error `out` holds a part of an archive.
+/// Returns the manifests in order. After an error `out` holds part of an archive.
 pub fn write_archive(
     images: &[OutImage],
     supply: &dyn LayerSupply,
@@ -122,7 +122,8 @@ pub fn write_archive(
     archive
         .file("index.json", &layout_index(layout_entries(&described)))
         .map_err(failed)?;
-    // So `docker load` takes it too: without its containerd store Docker looks at nothing else.
+    // So that `docker load` accepts it too: without its containerd store Docker looks at nothing
+    // else.
     archive
         .file("manifest.json", &manifest_json(&described))
         .map_err(failed)?;
@@ -133,7 +134,7 @@ pub fn write_archive(
         .collect())
 }
 
-/// What makes two index entries the same image: the name, or without one the digest.
+/// Two index entries are the same image if this is equal: the name, or without one the digest.
 fn identity(entry: &serde_json::Value) -> Option<String> {
     let annotations = &entry["annotations"];
     [
@@ -164,7 +165,7 @@ fn existing_entries(to: &Path) -> Result<Vec<serde_json::Value>, SourceError> {
         serde_json::Value::Array(entries) => Ok(entries.clone()),
         serde_json::Value::Null => Ok(Vec::new()),
         _ => Err(SourceError::Malformed(format!(
-            "{} is no index",
+            "{} is not an index",
             path.display()
         ))),
     }
@@ -181,7 +182,7 @@ fn put_file(path: &Path, bytes: &[u8]) -> Result<(), SourceError> {
     })
 }
 
-/// Writes a temporary file beside `path` and renames it there.
+/// Writes a temporary file next to `path` and renames it.
 fn publish(
     path: &Path,
     write: impl FnOnce(&mut fs::File) -> Result<(), SourceError>,

@@ -1,12 +1,12 @@
 //! A tar archive as a read-only map from names to byte ranges.
 //!
 //! Image archives are small trees of big files. One pass over the headers notes where each file's
-//! bytes lie; after that, any file can be read at any time, by several threads at once, through one
+//! bytes are; after that, any file can be read at any time, by several threads at once, through one
 //! descriptor. Symlinks and hard links among the entries (old `docker save`, `podman save`) are
-//! followed inside the map: a name never reaches the file system. What the headers mean is the
-//! business of [`crate::tar`]: a sparse file is read as the file it stands for.
+//! followed inside the map: a name never reaches the file system. [`crate::tar`] knows what the
+//! headers mean: a sparse file is read with its holes.
 //!
-//! Invariants: every range lies inside the file; the number of entries is bounded.
+//! Invariants: every range is inside the file; the number of entries is bounded.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,12 +20,12 @@ use crate::error::{Error, Result as TarResult};
 use crate::limits::Limits;
 use crate::tar::{EntryKind, Range, TarReader, TarSource};
 
-/// More entries than any image archive has; bounds the memory of the map.
+/// More entries than any image archive has; limits the memory of the map.
 const MAX_ENTRIES: u64 = 200_000;
 /// More hops than any archive's links need.
 const MAX_LINK_HOPS: usize = 16;
-/// How much of the archive is read at once while its headers are looked for. Files are passed over
-/// without being read.
+/// How much of the archive is read at once while looking for headers. Files are skipped without
+/// being read.
 const WINDOW_BYTES: usize = 16 << 10;
 
 /// The files of a tar archive, by name.
@@ -38,14 +38,14 @@ pub struct Archive {
 
 #[derive(Clone, Debug)]
 enum Entry {
-    File(Place),
+    File(Extent),
     /// Another name of this archive, already made absolute to its root.
     Link(Vec<u8>),
 }
 
-/// Where the bytes of a file lie.
+/// Where the bytes of a file are in the archive.
 #[derive(Clone, Debug)]
-struct Place {
+struct Extent {
     offset: u64,
     size_bytes: u64,
     /// Where in the file the bytes at `offset` belong, if it has holes.
@@ -55,7 +55,7 @@ struct Place {
 impl Archive {
     /// Reads the headers of the tar archive in `file`, which `name` names in messages.
     ///
-    /// A name that occurs twice means its last entry, as when unpacking. Errors: not a tar archive,
+    /// A name that occurs twice means its last entry, as in unpacking. Errors: not a tar archive,
     /// cut short, or too many entries.
     pub fn index(file: File, name: String) -> Result<Self, SourceError> {
         let size_bytes = file
@@ -77,7 +77,7 @@ impl Archive {
         let mut entries = HashMap::new();
         loop {
             let entry = match reader.next_entry() {
-                // Whoever hands over nothing at all meant something else.
+                // Empty input is surely a mistake.
                 Ok(None) if size_bytes == 0 => return Err(SourceError::NotAnImage(name)),
                 Ok(None) => break,
                 Ok(Some(entry)) => entry,
@@ -101,7 +101,7 @@ impl Archive {
             let found = match entry.kind {
                 EntryKind::Symlink => Entry::Link(resolve(&key, target)),
                 EntryKind::HardLink => Entry::Link(normalize(target)),
-                EntryKind::File => Entry::File(Place {
+                EntryKind::File => Entry::File(Extent {
                     offset: reader.offset(),
                     size_bytes: entry.size_bytes,
                     ranges: entry.ranges.map(Arc::from),
@@ -127,9 +127,9 @@ impl Archive {
         self.find(path.as_bytes()).is_some()
     }
 
-    /// Returns the bytes of the file called `path`, links followed.
+    /// Returns the bytes of the file called `path`, following links.
     pub fn open(&self, path: &str) -> Result<Section, SourceError> {
-        let place = self
+        let extent = self
             .find(path.as_bytes())
             .ok_or_else(|| SourceError::Missing {
                 path: path.to_owned(),
@@ -137,13 +137,13 @@ impl Archive {
             })?;
         Ok(Section {
             file: Arc::clone(&self.file),
-            place: place.clone(),
+            extent: extent.clone(),
             position: 0,
             range: 0,
         })
     }
 
-    /// Returns the whole of a small file; more than `limit_bytes` is an error naming `what`.
+    /// Returns all of a small file; more than `limit_bytes` is an error naming `what`.
     pub fn read(
         &self,
         path: &str,
@@ -159,11 +159,11 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn find(&self, path: &[u8]) -> Option<&Place> {
+    fn find(&self, path: &[u8]) -> Option<&Extent> {
         let mut key = &normalize(path);
         for _ in 0..MAX_LINK_HOPS {
             match self.entries.get(key)? {
-                Entry::File(place) => return Some(place),
+                Entry::File(extent) => return Some(extent),
                 Entry::Link(target) => key = target,
             }
         }
@@ -175,25 +175,25 @@ impl Archive {
 #[derive(Debug)]
 pub struct Section {
     file: Arc<File>,
-    place: Place,
-    /// How much of it was read. With holes, `place.offset` is where the present range's bytes
+    extent: Extent,
+    /// How much of it was read. With holes, `extent.offset` is where the current range's bytes
     /// start.
     position: u64,
-    /// The range in which `position` lies, or the next one.
+    /// The range that contains `position`, or the next one.
     range: usize,
 }
 
 impl Section {
     /// Returns how many bytes are left to read.
     pub fn left_bytes(&self) -> u64 {
-        self.place.size_bytes - self.position
+        self.extent.size_bytes - self.position
     }
 
-    /// Returns where the bytes at the position are (`None`: in a hole) and for how many that holds,
+    /// Returns where the bytes at the position are (`None`: in a hole) and how many follow there,
     /// at most what is left.
     fn here(&mut self) -> (Option<u64>, u64) {
-        let Some(ranges) = &self.place.ranges else {
-            return (Some(self.place.offset + self.position), self.left_bytes());
+        let Some(ranges) = &self.extent.ranges else {
+            return (Some(self.extent.offset + self.position), self.left_bytes());
         };
         while let Some(range) = ranges.get(self.range) {
             let end = range.offset + range.length;
@@ -201,10 +201,10 @@ impl Section {
                 return (None, range.offset - self.position);
             }
             if self.position < end {
-                let at = self.place.offset + (self.position - range.offset);
+                let at = self.extent.offset + (self.position - range.offset);
                 return (Some(at), end - self.position);
             }
-            self.place.offset += range.length;
+            self.extent.offset += range.length;
             self.range += 1;
         }
         (None, self.left_bytes())
@@ -233,14 +233,14 @@ impl Read for Section {
     }
 }
 
-/// The part of the archive at hand.
+/// The part of the archive in memory.
 struct Window<'a> {
     file: &'a File,
     /// Where in the file the buffer ends.
     at: u64,
     size_bytes: u64,
     buffer: Vec<u8>,
-    /// How much of the buffer was taken.
+    /// How much of the buffer was consumed.
     taken: usize,
 }
 
@@ -270,7 +270,7 @@ impl TarSource for Window<'_> {
     }
 
     fn skip(&mut self, n: u64) -> TarResult<u64> {
-        // Sizes come from strangers: one near the largest number must not wrap around.
+        // Sizes are untrusted: one near the largest number must not wrap around.
         let n = n.min(self.size_bytes.saturating_sub(self.offset()));
         let here = (self.buffer.len() - self.taken) as u64;
         match n <= here {
@@ -285,8 +285,8 @@ impl TarSource for Window<'_> {
     }
 }
 
-/// Returns `path` without empty and `.` components and with `..` taken lexically, never above the
-/// root.
+/// Returns `path` without empty and `.` components, and with `..` resolved lexically, never above
+/// the root.
 fn normalize(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|b| *b == b'/') {
@@ -301,7 +301,7 @@ fn normalize(path: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-/// Returns the name that a symlink called `link` with this `target` means.
+/// Returns the name that a symlink called `link` with this `target` refers to.
 fn resolve(link: &[u8], target: &[u8]) -> Vec<u8> {
     if target.starts_with(b"/") {
         return normalize(target);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_through_links_and_odd_spellings() {
+    fn files_are_found_through_links_and_unusual_spellings() {
         let file = archive(&[
             ("./a/layer.tar", b'0', "", b"one"),
             ("b/layer.tar", b'2', "../a/layer.tar", b""),
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_whole_archive_is_an_error() {
+    fn an_incomplete_archive_is_an_error() {
         let cut = archive(&[("a", b'0', "", &[1; 4000])]);
         cut.set_len(2000).unwrap();
         assert!(matches!(

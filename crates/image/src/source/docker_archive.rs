@@ -1,10 +1,10 @@
 //! What `docker save` and `podman save` write: a tar archive with a `manifest.json`.
 //!
 //! `manifest.json` lists images; each names the file of its configuration, the files of its layers
-//! (bottom first, in whatever place or order the archive has them, perhaps through links) and its
-//! tags. There is no manifest in the registry's sense and no digest of anything: a layer is checked
-//! against its diff ID by whoever unpacks it, and the configuration *is* the image's identity.
-//! Layer files may be compressed. The format is Docker's `image/spec/v1.2.md`.
+//! (bottom first, wherever they are in the archive, perhaps through links) and its tags. There is
+//! no manifest in the registry's sense and no digest of anything: a layer is checked against its
+//! diff ID when it is unpacked, and the configuration *is* the image's identity. Layer files may be
+//! compressed. The format is Docker's `image/spec/v1.2.md`.
 
 use std::io::Read;
 

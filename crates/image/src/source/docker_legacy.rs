@@ -2,9 +2,9 @@
 //! one layer (`layer.tar`) and what was known then (`json`).
 //!
 //! A file `repositories` names images; each has its parent's layers below its own. There were no
-//! diff IDs and no configuration in today's sense, so the layers are read once to be hashed, and a
-//! configuration is composed of what the topmost `json` says, as Docker 20.10 does when it loads
-//! such an archive. The result is the same each time, but not the very ID that Docker gives. The
+//! diff IDs and no configuration in today's sense. So the layers are read once to be hashed, and a
+//! configuration is composed from the topmost `json`, as Docker 20.10 does when it loads such an
+//! archive. The result is always the same, but its ID is not the one that Docker computes. The
 //! format is Docker's `image/spec/v1.md`.
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use crate::stream::LayerStream;
 /// An image of such an archive, and the files of its layers, bottom first.
 pub(super) type LegacyImage = (SourceImage, Vec<String>);
 
-/// What one directory's `json` says.
+/// The content of one directory's `json`.
 #[derive(Clone, Debug, Default)]
 struct Old {
     parent: String,
@@ -52,7 +52,7 @@ json::fields!(Made { "Cmd" => cmd });
 
 /// Returns the images that the archive's `repositories` names.
 ///
-/// Errors if it names what isn't there, an image is its own ancestor, or a layer can't be read.
+/// Errors if it names something missing, an image is its own ancestor, or a layer can't be read.
 pub(super) fn images(archive: &Archive) -> Result<Vec<LegacyImage>, SourceError> {
     let raw = archive.read("repositories", "repositories", MAX_MANIFEST_BYTES)?;
     let repositories: BTreeMap<String, BTreeMap<String, String>> =
@@ -93,7 +93,7 @@ fn image(
     }
     let top: Value = match chain.first() {
         Some((_, _, raw)) => read("the image's old configuration", raw)?,
-        None => return Err(SourceError::Malformed("repositories names nothing".into())),
+        None => return Err(SourceError::Malformed("repositories names no image".into())),
     };
     let (mut layers, mut history, mut of_layers) = (Vec::new(), Vec::new(), Vec::new());
     for (id, old, _) in chain.into_iter().rev() {

@@ -1,4 +1,4 @@
-//! The data root of a Docker daemon as a source of images: what its overlay2 driver keeps, read in
+//! The data root of a Docker daemon as a source of images: the data of its overlay2 driver, read in
 //! place and never changed.
 //!
 //! ```text
@@ -10,11 +10,11 @@
 //! overlay2/l/<short name>                          a link to ../<cache-id>/diff
 //! ```
 //!
-//! A layer comes out as the tar it once came as, from [`crate::tar_split`]. Whoever unpacks it
-//! compares the digest, so a tree that was changed behind the daemon's back is found out.
-//! Everything here is a name or number from files that anybody with the data root may have written:
-//! names are checked before they are part of a path, paths are resolved beneath the root without
-//! following links, sizes are limited. [`orphans`] says what nobody needs.
+//! [`crate::tar_split`] writes a layer as the tar it originally came as. The code that unpacks it
+//! compares the digest, so a tree that was changed without the daemon is detected. Everything here
+//! is a name or number from files that anyone with access to the data root may have written: names
+//! are checked before they become part of a path, paths are resolved beneath the root without
+//! following links, sizes are limited. [`orphans`] lists what is not needed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -35,7 +35,7 @@ use crate::manifest::MAX_CONFIG_BYTES;
 use crate::reference::Reference;
 use crate::tar_split::Joined;
 
-/// Largest file of the layer database that is read whole, and of the names.
+/// Largest file of the layer database, and of the names, that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// An opened data root.
@@ -44,13 +44,13 @@ pub struct DockerRoot {
     path: PathBuf,
     dir: Dir,
     images: Vec<SourceImage>,
-    /// Images that can't be taken: what they are called, and why.
+    /// Images that can't be used: their names, and why.
     broken: Vec<(String, String)>,
     /// By the hexadecimal digits of the chain id.
     layers: BTreeMap<String, LayerEntry>,
-    /// Entries of the layer database that are none.
+    /// Invalid entries of the layer database.
     bad_layers: Vec<(PathBuf, String)>,
-    /// The top chain of every image, the broken ones included.
+    /// The top chain of every image, including the broken ones.
     image_chains: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ struct Repositories {
 json::fields!(Repositories { "Repositories" => repositories });
 
 impl DockerRoot {
-    /// Reads what the data root at `path` has. Layers are not read yet.
+    /// Reads the contents of the data root at `path`. Layers are not read yet.
     ///
     /// Errors: `NotADataRoot` if the overlay2 driver has kept no images here.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
@@ -89,11 +89,8 @@ impl DockerRoot {
         let drivers = root.names_in(Path::new("image"));
         if !drivers.iter().any(|driver| driver == "overlay2") {
             let why = match drivers.is_empty() {
-                true => "it is no Docker data root (no image/overlay2 in it)".to_owned(),
-                false => format!(
-                    "it was kept by the driver {} and not by overlay2",
-                    drivers.join(", ")
-                ),
+                true => "it is not a Docker data root (it has no image/overlay2)".to_owned(),
+                false => format!("its driver is {}, not overlay2", drivers.join(", ")),
             };
             let path = path.display().to_string();
             return Err(SourceError::NotADataRoot { path, why });
@@ -103,7 +100,7 @@ impl DockerRoot {
         Ok(root)
     }
 
-    /// Returns the images that can't be taken: what they are called, and why.
+    /// Returns the images that can't be used: their names, and why.
     pub fn broken(&self) -> &[(String, String)] {
         &self.broken
     }
@@ -135,19 +132,19 @@ impl DockerRoot {
                 .map_err(|e| format!("{file}: {e}"))
         };
         let cache_id = text("cache-id")?;
-        // Docker draws 64 digits; from here on it is part of a path.
+        // Docker's ids have 64 digits; from here on it is part of a path.
         if !is_hex_id(&cache_id) {
             return Err("its cache-id is not the name of a tree".to_owned());
         }
         let diff_id = text("diff")?
             .parse()
-            .map_err(|_| "its diff is no digest".to_owned())?;
+            .map_err(|_| "its diff is not a digest".to_owned())?;
         let parent = match self.exists(&path.join("parent")) {
             false => None,
             true => {
                 let parent: Digest = text("parent")?
                     .parse()
-                    .map_err(|_| "its parent is no digest".to_owned())?;
+                    .map_err(|_| "its parent is not a digest".to_owned())?;
                 Some(hex_of(&parent))
             }
         };
@@ -190,7 +187,7 @@ impl DockerRoot {
             .map_err(|e| e.to_string())?;
         let config = ImageConfig::parse(raw).map_err(|e| e.to_string())?;
         if hex_of(&config.id) != id {
-            return Err("its configuration is not what its id says".to_owned());
+            return Err("its configuration doesn't match its id".to_owned());
         }
         let chain = config.chain_ids();
         self.image_chains
@@ -213,8 +210,7 @@ impl DockerRoot {
         SourceImage::new(config, None, names).map_err(|e| e.to_string())
     }
 
-    /// Returns the names by the id of their image. Digests of registries are no names that anybody
-    /// gave.
+    /// Returns the names by the id of their image. Registry digests are not names that anyone gave.
     fn read_names(&self) -> Result<BTreeMap<String, Vec<Reference>>, SourceError> {
         let path = Path::new("image/overlay2/repositories.json");
         let mut names: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
@@ -239,7 +235,7 @@ impl DockerRoot {
     }
 
     /// Returns the names in a directory, sorted; none if it can't be read. Names that are not UTF-8
-    /// are nothing of Docker's and are left out.
+    /// are not Docker's, and are left out.
     fn names_in(&self, path: &Path) -> Vec<String> {
         let Ok(dir) = self.dir.open_dir(path) else {
             return Vec::new();
@@ -265,7 +261,7 @@ impl DockerRoot {
             .kind
             != FileKind::File
         {
-            return Err(std::io::Error::other("it is no file"));
+            return Err(std::io::Error::other("it is not a file"));
         }
         vellum_sys::rooted::reopen(&handle).map_err(|e| e.source)
     }

@@ -1,11 +1,11 @@
 //! OCI image layouts: a directory, or a tar archive of one, of blobs named by digest.
 //!
-//! `index.json` points at manifests (or at further indexes, one entry for each platform); every
+//! `index.json` points to manifests (or to further indexes, one entry for each platform); every
 //! other file is `blobs/sha256/<hex>`. A digest becomes part of a path only after it has been
-//! parsed. Whatever is read is checked against its digest, so a layout can be wrong but can't
-//! make us believe it. Names are taken from the annotations that tools write; a bare tag, as
-//! `skopeo` and `umoci` write it, names no repository and therefore no image. What is no image (a
-//! statement about one, an artifact, an unknown kind) is left aside where there are images.
+//! parsed. Everything read is checked against its digest, so a layout can be wrong but can't
+//! mislead us. Names come from the annotations that tools write; a bare tag, as `skopeo` and
+//! `umoci` write it, names no repository and therefore no image. What is not an image (a statement
+//! about one, an artifact, an unknown type) is ignored if there are images.
 //!
 //! The format is the image specification's `image-layout.md`.
 
@@ -31,7 +31,7 @@ use crate::reference::Reference;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// Indexes may point at indexes; nobody nests them deeper than this.
+/// Indexes may point to indexes; no tool nests them deeper than this.
 const MAX_DEPTH: usize = 16;
 
 /// An opened OCI layout.
@@ -120,8 +120,8 @@ impl ImageSource for OciLayout {
     }
 }
 
-/// Returns the image of a manifest. Errors: [`ManifestError::Artifact`] if it is something else
-/// that says so.
+/// Returns the image of a manifest. Errors: [`ManifestError::Artifact`] if it states that it is
+/// something else.
 fn image(
     files: &Files,
     mut manifest: Manifest,
@@ -129,7 +129,7 @@ fn image(
 ) -> Result<SourceImage, SourceError> {
     const WHAT: &str = "the image configuration";
     let artifact = manifest.artifact.clone();
-    // What a manifest says about sizes is no use, and often wrong: the digests vouch for the blobs.
+    // The sizes in a manifest are useless, and often wrong: the digests protect the blobs.
     for layer in &mut manifest.layers {
         if let Ok((_, size_bytes)) = files.open(&blob_path(&layer.blob.digest)) {
             layer.blob.size_bytes = size_bytes;
@@ -154,19 +154,19 @@ fn check_version(files: &Files) -> Result<(), SourceError> {
         return Ok(());
     }
     Err(SourceError::Malformed(format!(
-        "{} is of the unknown layout version {:?}",
+        "{} has the unknown layout version {:?}",
         files.name(),
         layout.image_layout_version
     )))
 }
 
-/// What an entry is called: image names, and texts that are none.
+/// The names of an entry: image names, and texts that are not.
 type Names = (Vec<Reference>, Vec<String>);
 
 /// Returns the entries of the top index that are images for `wanted`, with their names.
 ///
-/// Entries of one name are one image for several platforms, and so are all entries without a name
-/// if they tell their platforms.
+/// Entries with one name are one image for several platforms, and so are all entries without a name
+/// if they state their platforms.
 fn select<'a>(
     files: &Files,
     index: &'a Index,
@@ -198,7 +198,7 @@ fn select<'a>(
     Ok(selected)
 }
 
-/// What the annotations call an entry, the full name first.
+/// The names in an entry's annotations, the full name first.
 fn called(entry: &IndexEntry) -> impl Iterator<Item = &str> {
     let annotations = &entry.annotations;
     let said = [CONTAINERD_NAME, REF_NAME].into_iter();
@@ -206,13 +206,13 @@ fn called(entry: &IndexEntry) -> impl Iterator<Item = &str> {
         .filter(|name| !name.is_empty())
 }
 
-/// The first of an entry's names that is an image's; a bare tag, or anything else, is a name of
-/// something in this layout alone.
+/// The first of an entry's names that is an image name. A bare tag, or anything else, is a name
+/// only within this layout.
 fn names(entry: &IndexEntry) -> Names {
     let full: Vec<&str> = called(entry)
         .filter(|name| name.contains(['/', ':']))
         .collect();
-    // A digest in a name is a promise, which only the entry's own can keep.
+    // A digest in a name must be the entry's own.
     let kept = |name: &Reference| name.digest().is_none_or(|d| *d == entry.manifest.digest);
     let mut parsed = full.iter().filter_map(|name| Reference::parse(name).ok());
     match parsed.find(kept) {
@@ -221,7 +221,7 @@ fn names(entry: &IndexEntry) -> Names {
     }
 }
 
-/// Returns the entry for `wanted` among those whose blobs are here.
+/// Returns the entry for `wanted` among those whose blobs are present.
 ///
 /// An archive of one platform of a multi-platform image still lists the others.
 fn choose<'a>(
@@ -240,7 +240,7 @@ fn choose<'a>(
             source_name: files.name(),
         });
     }
-    // A sole entry is what there is: `load` says so if it is for another platform.
+    // A sole entry is the only choice: `load` says so if it is for another platform.
     if let [only] = present[..] {
         return Ok(only);
     }
@@ -295,7 +295,7 @@ fn resolve(
     }
 }
 
-/// Docker's archives are layouts whose full names stand in `manifest.json`.
+/// Docker's archives are layouts whose full names are in `manifest.json`.
 fn add_archive_names(files: &Files, images: &mut [SourceImage]) -> Result<(), SourceError> {
     let Files::Archive(archive) = files else {
         return Ok(());
@@ -380,7 +380,7 @@ impl Files {
         Ok(bytes)
     }
 
-    /// Reads a small blob, checked.
+    /// Reads and checks a small blob.
     fn blob(
         &self,
         descriptor: &Descriptor,
@@ -397,7 +397,7 @@ impl Files {
     }
 }
 
-/// Opens a regular file; a pipe or device put in its place neither blocks nor is read.
+/// Opens a regular file; a pipe or device in its place neither blocks nor is read.
 fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
     let file = OpenOptions::new()
         .read(true)

@@ -1,8 +1,8 @@
-//! One file that can be read anywhere, whatever the input was.
+//! One file that can be read at any offset, whatever the input was.
 //!
-//! Archives list their layers in a file that may come last, so they need seeking. A plain file
-//! seeks as it is. Standard input, a pipe, or a compressed archive (`docker save | gzip`) is copied
-//! once into an unnamed temporary file, which vanishes with the process however that ends.
+//! Archives list their layers in a file that may come last, so they need seeking. A plain file can
+//! seek. Standard input, a pipe, or a compressed archive (`docker save | gzip`) is copied once into
+//! an unnamed temporary file, which vanishes with the process however that ends.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -16,7 +16,7 @@ use crate::packing::Packing;
 
 /// Returns `input` as a file of plain (not compressed) bytes that can be read at any offset.
 ///
-/// `name` is for messages. `spool_dir` is a directory with room for a copy; it is used only where
+/// `name` is for messages. `spool_dir` is a directory with space for a copy; it is used only if
 /// `input` can't seek or is compressed; copying ends with an error once `cancel` is set.
 pub fn open_seekable(
     mut input: File,
@@ -48,7 +48,7 @@ fn copy(from: &mut dyn Read, to: &mut File, cancel: &Cancel) -> io::Result<()> {
     let mut buffer = vec![0u8; 256 << 10];
     loop {
         if cancel.is_cancelled() {
-            return Err(io::Error::other("the user wants to stop"));
+            return Err(io::Error::other("cancelled by the user"));
         }
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),

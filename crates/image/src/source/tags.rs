@@ -1,9 +1,9 @@
-//! Names of images as archives of Docker's list them.
+//! Image names as Docker's archives list them.
 
 use crate::reference::Reference;
 
-/// Returns the references of an entry's tags, and those that are none. Docker's `<none>:<none>`
-/// counts as no tag, and no archive can claim a digest.
+/// Returns the references of an entry's tags, and the tags that are not references. Docker's
+/// `<none>:<none>` counts as no tag, and no archive can claim a digest.
 pub(super) fn parse_tags(tags: Vec<String>) -> (Vec<Reference>, Vec<String>) {
     let mut names = Vec::new();
     let mut odd = Vec::new();

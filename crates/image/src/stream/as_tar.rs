@@ -1,4 +1,4 @@
-//! A layer's bytes as those of a tar.
+//! A layer's bytes as a [`TarSource`].
 
 use std::io::BufRead;
 

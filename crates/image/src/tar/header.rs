@@ -1,11 +1,10 @@
-//! One header block, taken apart: where each field lies in each dialect, and what the checksum has
-//! to be.
+//! Parses one header block: where each field is in each dialect, and what the checksum must be.
 //!
-//! Pure. The dialects are V7, ustar (which PAX uses), GNU and Schily's star, told apart by their
-//! magic as Go's `archive/tar` does: what looks like none of the later three is V7, which has
-//! neither a prefix nor device numbers. A [`Header`] exists only of a block whose checksum is right
-//! and whose numbers are numbers, those that mean nothing for its type included. ustar(5), "Basic
-//! Tar Format" in GNU tar's manual.
+//! Pure. The dialects are V7, ustar (which PAX uses), GNU and Schily's star, distinguished by their
+//! magic as in Go's `archive/tar`: a block with none of the later three is V7, which has neither a
+//! prefix nor device numbers. A [`Header`] exists only for a block whose checksum is right and
+//! whose numbers are numbers, including those without a meaning for its type. ustar(5), "Basic Tar
+//! Format" in GNU tar's manual.
 
 use std::ops::Range;
 
@@ -17,7 +16,7 @@ pub const BLOCK: usize = 512;
 /// A block of a tar.
 pub(crate) type Block = [u8; BLOCK];
 
-/// Where the fields lie, those of all dialects first.
+/// Where the fields are, those of all dialects first.
 pub(crate) mod field {
     use super::Range;
 
@@ -51,7 +50,7 @@ pub(crate) mod field {
 pub(super) struct Header {
     pub dialect: Dialect,
     pub typeflag: u8,
-    /// With the prefix, where there is one.
+    /// With the prefix, if there is one.
     pub name: Vec<u8>,
     pub link: Vec<u8>,
     pub size: i64,
@@ -72,13 +71,13 @@ pub(super) enum Dialect {
 }
 
 impl Header {
-    /// Reads `block`; the error says what is wrong with it.
+    /// Parses `block`; the error says what is wrong with it.
     pub fn read(block: &Block) -> Result<Self, String> {
         if !is_header(block) {
             return Err("its checksum is wrong".into());
         }
         let number = |at: Range<usize>, what: &str| {
-            number::field(&block[at]).ok_or_else(|| format!("its {what} is no number"))
+            number::field(&block[at]).ok_or_else(|| format!("its {what} is not a number"))
         };
         let dialect = match (
             &block[field::MAGIC],
@@ -127,8 +126,8 @@ impl Header {
     }
 }
 
-/// GNU tar keeps two times where others have a prefix. Go before 1.8 wrote a prefix nevertheless,
-/// and images from then still exist; their text does not read as times.
+/// GNU tar has two times where others have a prefix. Go before 1.8 wrote a prefix nevertheless, and
+/// images from then still exist; their text does not parse as times.
 fn old_go_prefix(block: &Block) -> &[u8] {
     let is_time = |field: &[u8]| field[0] == 0 || number::field(field).is_some();
     if is_time(&block[field::GNU_ATIME]) && is_time(&block[field::GNU_CTIME]) {
@@ -156,20 +155,20 @@ pub(crate) fn is_header(bytes: &[u8]) -> bool {
     })
 }
 
-/// Sums the bytes of a block. The checksum's own field counts as blanks.
+/// Sums the bytes of a block. The checksum's own field counts as spaces.
 fn sum(block: &Block, value: fn(u8) -> i64) -> i64 {
     let (before, after) = (&block[..field::CHECKSUM.start], &block[field::TYPEFLAG..]);
     let rest = before.iter().chain(after);
     rest.map(|&byte| value(byte)).sum::<i64>() + 8 * i64::from(b' ')
 }
 
-/// Puts the checksum into a header of which all else is written.
+/// Sets the checksum of a header that is otherwise complete.
 pub(crate) fn seal(block: &mut Block) {
     let text = format!("{:07o}\0", sum(block, i64::from));
     block[field::CHECKSUM].copy_from_slice(text.as_bytes());
 }
 
-/// Returns a ustar header without anything in it.
+/// Returns an empty ustar header.
 pub(crate) fn new_ustar() -> Block {
     let mut block = [0; BLOCK];
     block[field::MAGIC].copy_from_slice(b"ustar\0");
@@ -177,7 +176,7 @@ pub(crate) fn new_ustar() -> Block {
     block
 }
 
-/// Returns how many bytes follow `size` bytes up to the next block.
+/// Returns how many bytes follow `size` bytes up to the next block boundary.
 pub(crate) fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }

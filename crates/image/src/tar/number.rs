@@ -1,15 +1,15 @@
-//! Numbers in tar headers: octal text, base-256 for what does not fit, decimal in PAX records.
+//! Numbers in tar headers: octal text, base-256 for larger ones, decimal in PAX records.
 //!
-//! Pure. Every function answers `None` for what is not a number of its form; the caller knows the
-//! field's name. The forms are those that Go's `archive/tar` takes, since the tree must be the one
-//! that scanners and other runtimes read.
+//! Pure. Every function returns `None` for what is not a number in its format; the caller knows the
+//! field's name. The formats are those that Go's `archive/tar` accepts, since the tree must be the
+//! one that scanners and other runtimes see.
 
 use vellum_sys::Timespec;
 
-/// Reads a header field: octal digits between blanks and NULs, or base-256 (two's complement, first
-/// bit set).
+/// Parses a header field: octal digits between spaces and NULs, or base-256 (two's complement,
+/// first bit set).
 ///
-/// An empty field is 0, as every tar reads it.
+/// An empty field is 0, as for every tar.
 pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
     match bytes.first() {
         Some(first) if first & 0x80 != 0 => base_256(bytes),
@@ -36,8 +36,8 @@ fn base_256(bytes: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// Reads octal digits between blanks and NULs. A NUL within ends them, whatever follows; a blank
-/// within does not.
+/// Parses octal digits between spaces and NULs. A NUL within ends them, whatever follows; a space
+/// within doesn't.
 pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     let blank = |b: &u8| matches!(b, b' ' | 0);
     let Some(start) = bytes.iter().position(|b| !blank(b)) else {
@@ -55,12 +55,12 @@ pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// Reads a decimal: digits, perhaps behind a sign, and nothing else.
+/// Parses a decimal: digits, perhaps after a sign, and nothing else.
 pub(crate) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Reads a PAX time: seconds, perhaps negative, perhaps with a fraction, of which nine digits
+/// Parses a PAX time: seconds, perhaps negative, perhaps with a fraction, of which nine digits
 /// count.
 pub(crate) fn time(text: &[u8]) -> Option<Timespec> {
     let (whole, fraction) = match text.iter().position(|&b| b == b'.') {
@@ -76,7 +76,7 @@ pub(crate) fn time(text: &[u8]) -> Option<Timespec> {
     });
     Some(match (whole.starts_with(b"-"), nsec) {
         (true, 1..) => {
-            // Nanoseconds count forwards from the second before, which the very last one does not
+            // Nanoseconds count forwards from the second before, which the very last one doesn't
             // have.
             Timespec::new(sec.wrapping_sub(1), 1_000_000_000 - nsec)
         }

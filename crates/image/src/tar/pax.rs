@@ -1,11 +1,11 @@
 //! PAX extended records: `<length> <key>=<value>\n`, one after the other.
 //!
-//! Pure. Keys and values are bytes: attribute names and values hold anything. A record that is not
-//! of that form spoils the whole header. Of two records with one key the later one counts; an empty
-//! value says nothing, except about an attribute. Values are read only once it is known which entry
-//! they are for, so that a header that another one replaces can't spoil anything. All this is what
-//! Go's `archive/tar` does. POSIX.1-2008, "pax Extended Header"; the `GNU.sparse` keys are in GNU
-//! tar's manual ("PAX Sparse Files"), `SCHILY.xattr.` is star's.
+//! Pure. Keys and values are bytes: attribute names and values can contain anything. A malformed
+//! record invalidates the whole header. If two records have one key, the later one counts; an empty
+//! value means nothing, except for an attribute. Values are parsed only once it is known which
+//! entry they are for, so that a header that another one replaces can't invalidate anything. Go's
+//! `archive/tar` does all of this. POSIX.1-2008, "pax Extended Header"; the `GNU.sparse` keys are
+//! in GNU tar's manual ("PAX Sparse Files"), `SCHILY.xattr.` is star's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,14 +15,14 @@ use vellum_sys::Timespec;
 
 use super::number;
 
-/// The records of one header that say something about the tree.
+/// The records of one header that affect the tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     said: BTreeMap<Vec<u8>, Vec<u8>>,
     xattrs: BTreeMap<OsString, Vec<u8>>,
 }
 
-/// Keys whose values are read. The times that are not are still checked.
+/// Keys whose values are used. Times that are not used are still checked.
 const KNOWN: [&[u8]; 15] = [
     b"path",
     b"linkpath",
@@ -46,14 +46,14 @@ pub(super) const MAP: &[u8] = b"GNU.sparse.map";
 pub(super) const COUNT: &[u8] = b"GNU.sparse.numblocks";
 pub(super) const NAME: &[u8] = b"GNU.sparse.name";
 pub(super) const SIZE: &[u8] = b"GNU.sparse.size";
-/// What format 1.0 calls [`SIZE`].
+/// The name of [`SIZE`] in format 1.0.
 pub(super) const REAL_SIZE: &[u8] = b"GNU.sparse.realsize";
 const OFFSET: &[u8] = b"GNU.sparse.offset";
 const LENGTH: &[u8] = b"GNU.sparse.numbytes";
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 impl Records {
-    /// Reads the records of a header. The error says what is wrong with the first bad one.
+    /// Parses the records of a header. The error says what is wrong with the first bad one.
     pub fn parse(data: &[u8]) -> Result<Self, &'static str> {
         let mut found = Self::default();
         let mut pairs: Vec<&[u8]> = Vec::new();
@@ -62,11 +62,10 @@ impl Records {
             let (key, value);
             (key, value, rest) = split(rest)?;
             if matches!(key, OFFSET | LENGTH) {
-                // Format 0.0 is the one that says a key more than once: the pairs in a row are the
-                // map of 0.1.
+                // Only format 0.0 repeats a key: the pairs in a row are the map of 0.1.
                 let expected = [OFFSET, LENGTH][pairs.len() % 2];
                 if key != expected || value.contains(&b',') {
-                    return Err("a sparse map with something that is no pair of numbers");
+                    return Err("a sparse map with something that is not a pair of numbers");
                 }
                 pairs.push(value);
             } else if let Some(name) = key.strip_prefix(XATTR) {
@@ -75,7 +74,7 @@ impl Records {
             } else if KNOWN.contains(&key) {
                 found.said.insert(key.to_vec(), value.to_vec());
             }
-            // Everything else (uname, comment, LIBARCHIVE.xattr., ...) says nothing about the tree.
+            // Everything else (uname, comment, LIBARCHIVE.xattr., ...) doesn't affect the tree.
         }
         if !pairs.is_empty() {
             found.said.insert(MAP.to_vec(), pairs.join(&b','));
@@ -83,18 +82,18 @@ impl Records {
         Ok(found)
     }
 
-    /// Returns what is said for `key`, if anything is.
+    /// Returns the value of `key`, if any.
     pub fn text(&self, key: &[u8]) -> Option<&[u8]> {
         let value = self.said.get(key)?;
         (!value.is_empty()).then_some(value)
     }
 
-    /// Returns the number that is said for `key`, if one is. The error names the key.
+    /// Returns the value of `key` as a number, if any. The error names the key.
     pub fn number(&self, key: &[u8]) -> Result<Option<i64>, String> {
         self.value(key, number::decimal)
     }
 
-    /// Returns the time that is said for `key`, if one is. The error names the key.
+    /// Returns the value of `key` as a time, if any. The error names the key.
     pub fn time(&self, key: &[u8]) -> Result<Option<Timespec>, String> {
         self.value(key, number::time)
     }
@@ -103,7 +102,7 @@ impl Records {
         let Some(text) = self.text(key) else {
             return Ok(None);
         };
-        let bad = || format!("a PAX record {} that is no number", key.escape_ascii());
+        let bad = || format!("a PAX record {} that is not a number", key.escape_ascii());
         read(text).map(Some).ok_or_else(bad)
     }
 
@@ -116,7 +115,7 @@ impl Records {
 
 type Split<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
-/// Returns key and value of the first record, and the records behind it.
+/// Returns key and value of the first record, and the records after it.
 fn split(data: &[u8]) -> Result<Split<'_>, &'static str> {
     let space = data
         .iter()
@@ -124,7 +123,7 @@ fn split(data: &[u8]) -> Result<Split<'_>, &'static str> {
         .ok_or("a PAX record without a length")?;
     let length = number::decimal(&data[..space])
         .and_then(|length| usize::try_from(length).ok())
-        .ok_or("a PAX record whose length is no number")?;
+        .ok_or("a PAX record whose length is not a number")?;
     if length < 5 || length > data.len() || length <= space + 1 {
         return Err("a PAX record whose length is wrong");
     }
@@ -146,7 +145,7 @@ fn split(data: &[u8]) -> Result<Split<'_>, &'static str> {
     }
 }
 
-/// GNU tar writes `=` and `%` of an attribute's name as `%3D` and `%25`, since the key ends at the
+/// GNU tar writes `=` and `%` in an attribute's name as `%3D` and `%25`, since the key ends at the
 /// first `=`.
 fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
@@ -166,7 +165,7 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The other way round, for writing.
+/// The reverse, for writing.
 pub(crate) fn escaped(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     for &byte in name {
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_records_spoil_the_header() {
+    fn a_malformed_record_invalidates_the_header() {
         for bad in [
             &b"path=x\n"[..],
             b"9 path=x",
@@ -232,18 +231,18 @@ mod tests {
     }
 
     #[test]
-    fn the_last_record_counts_and_an_empty_one_takes_back() {
+    fn the_last_record_counts_and_an_empty_one_removes() {
         let found = Records::parse(b"9 path=x\n9 path=y\n11 size=12\n8 size=\n9 uid=-2\n").unwrap();
         assert_eq!(found.text(b"path"), Some(&b"y"[..]));
         assert_eq!(found.number(b"size"), Ok(None));
         assert_eq!(found.number(b"uid"), Ok(Some(-2)));
-        // What is no number is an error only when it is asked for.
+        // An invalid number is an error only when it is used.
         let found = Records::parse(b"9 size=x\n11 mtime=x\n").unwrap();
         assert!(found.number(b"size").is_err() && found.time(b"mtime").is_err());
     }
 
     #[test]
-    fn attributes_are_those_in_the_spelling_of_star() {
+    fn only_stars_spelling_of_attributes_counts() {
         let data = [
             record(b"LIBARCHIVE.xattr.user.a", b"not base64!"),
             record(b"SCHILY.xattr.user.c", b"first"),

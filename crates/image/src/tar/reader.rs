@@ -1,12 +1,12 @@
-//! The walk through an archive: headers in, entries out, and every byte that is no file content
-//! kept for whoever wants it.
+//! The walk through an archive: headers in, entries out, and every byte that is not file content
+//! kept for callers that need it.
 //!
-//! The reader pulls bytes from a [`TarSource`] without copying content. What it consumed as
-//! headers, sparse maps, padding and end marker since the last [`TarReader::raw`] lies in one
-//! buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as content. What
-//! an archive means, and at which byte its next header stands, is what Go's `archive/tar` says:
-//! layers come with a digest, and what matters is that scanner, runtime and this program see one
-//! tree in them. An archive may end wherever a header may begin, and in padding.
+//! The reader pulls bytes from a [`TarSource`] without copying content. The headers, sparse maps,
+//! padding and end marker that it consumed since the last [`TarReader::raw`] are in one buffer, so
+//! a recipe sees each byte of the archive exactly once, as raw bytes or as content. Go's
+//! `archive/tar` decides what an archive means, and at which byte its next header is: layers come
+//! with a digest, and what matters is that scanner, runtime and this program see the same tree in
+//! them. An archive may end wherever a header may begin, and in padding.
 //!
 //! Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds
 //! up to its content; an archive that ends within a header or within content is `Truncated`; no
@@ -25,13 +25,13 @@ use crate::limits::{Limits, check};
 
 /// Bytes of an uncompressed tar, piece by piece.
 pub trait TarSource {
-    /// Returns the bytes at hand, at least one unless the archive has ended.
+    /// Returns the available bytes, at least one unless the archive has ended.
     fn chunk(&mut self) -> Result<&[u8]>;
-    /// Takes the first `n` of them.
+    /// Consumes the first `n` of them.
     fn consume(&mut self, n: usize);
-    /// Returns how many were taken so far.
+    /// Returns how many were consumed so far.
     fn offset(&self) -> u64;
-    /// Passes over `n` bytes. Returns how many there were, which is less only if the archive ends.
+    /// Skips `n` bytes. Returns how many there were, which is less only if the archive ends.
     fn skip(&mut self, n: u64) -> Result<u64> {
         let mut left = n;
         while left > 0 {
@@ -78,12 +78,12 @@ impl TarSource for SliceSource<'_> {
     }
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A regular file, with or without holes.
     File,
-    /// A further name of something in the same archive.
+    /// Another name of something in the same archive.
     HardLink,
     /// A symbolic link.
     Symlink,
@@ -95,8 +95,7 @@ pub enum EntryKind {
     Directory,
     /// A named pipe.
     Fifo,
-    /// Anything else (a volume's label, a part of a file of several volumes, ...), by its type
-    /// byte.
+    /// Anything else (a volume label, a part of a multi-volume file, ...), by its type byte.
     Other(u8),
 }
 
@@ -106,7 +105,7 @@ pub enum Ending {
     /// With two blocks of zeros, as it should.
     Marked,
     /// It just ended: what should have followed, if anything, is missing. Only a digest of the
-    /// whole can tell.
+    /// whole can show it.
     Unmarked,
 }
 
@@ -127,22 +126,22 @@ pub struct Entry {
     /// The name as spelled: may be empty, absolute, contain `..` or (of a sparse file) a NUL, end
     /// in a slash.
     pub name: OsString,
-    /// What it is.
+    /// Its type.
     pub kind: EntryKind,
     /// The twelve permission bits.
     pub mode: u32,
-    /// Owner: the low 32 bits of what is said, as it reaches the kernel from other runtimes too.
+    /// Owner: the low 32 bits of the number, which is also what other runtimes pass to the kernel.
     /// `u32::MAX` (-1) tells the kernel to change nothing.
     pub uid: u32,
-    /// Group, in the same way.
+    /// Group, likewise.
     pub gid: u32,
     /// Time of last modification.
     pub mtime: Timespec,
     /// Extended attributes by name, each name once.
     pub xattrs: Vec<(OsString, Vec<u8>)>,
-    /// Target of a link as spelled, perhaps empty; empty for everything else.
+    /// The target of a link as spelled, perhaps empty; empty for everything else.
     pub link: OsString,
-    /// Device numbers, as many bits of them as the kernel has; (0, 0) for everything but devices.
+    /// Device numbers, truncated to the kernel's size; (0, 0) for everything but devices.
     pub rdev: (u32, u32),
     /// Size of the file, holes included.
     pub size_bytes: u64,
@@ -170,7 +169,7 @@ pub struct TarReader<S> {
     ended: Option<Ending>,
 }
 
-/// What the extended headers in front of an entry say. Of two of one kind the later one counts.
+/// The extended headers before an entry. Of two of one type the later one counts.
 #[derive(Default)]
 struct Pending {
     offset: Option<u64>,
@@ -198,8 +197,8 @@ impl<S: TarSource> TarReader<S> {
         self.entries
     }
 
-    /// Returns how many bytes of the archive were taken so far: after an entry, where its content
-    /// starts.
+    /// Returns how many bytes of the archive were consumed so far: after an entry, where its
+    /// content starts.
     pub fn offset(&self) -> u64 {
         self.source.offset()
     }
@@ -209,7 +208,7 @@ impl<S: TarSource> TarReader<S> {
         &mut self.raw
     }
 
-    /// Returns the bytes of content at hand; empty when the entry's content has been taken.
+    /// Returns the available bytes of content; empty when the entry's content has been consumed.
     pub fn payload(&mut self) -> Result<&[u8]> {
         if self.payload_left == 0 {
             return Ok(&[]);
@@ -228,7 +227,7 @@ impl<S: TarSource> TarReader<S> {
         Ok(&chunk[..n])
     }
 
-    /// Takes `n` bytes of content, at most what [`TarReader::payload`] gave.
+    /// Consumes `n` bytes of content, at most what [`TarReader::payload`] returned.
     pub fn advance(&mut self, n: usize) {
         debug_assert!(n as u64 <= self.payload_left);
         self.payload_left -= n as u64;
@@ -240,10 +239,10 @@ impl<S: TarSource> TarReader<S> {
         self.ended
     }
 
-    /// Returns the next entry, or `None` at the archive's end. Content that was not taken before is
-    /// lost: it counts neither as raw bytes nor as content.
+    /// Returns the next entry, or `None` at the archive's end. Content that was not consumed before
+    /// is lost: it counts neither as raw bytes nor as content.
     ///
-    /// Errors: `BadHeader`, `Limit`, `Truncated` and what the source says.
+    /// Errors: `BadHeader`, `Limit`, `Truncated` and those of the source.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         if self.ended.is_some() {
             return Ok(None);
@@ -277,8 +276,8 @@ impl<S: TarSource> TarReader<S> {
                 b'L' => pending.long_name = c_string(&data).to_vec(),
                 b'K' => pending.long_link = c_string(&data).to_vec(),
                 b'x' => pending.records = records(&data)?,
-                // A global header is an entry of its own in Go, one that everybody skips: what it
-                // says counts for nothing, and what stood in front of it was about it.
+                // A global header is an entry of its own in Go, which everything skips. Its records
+                // are ignored, and extended headers before it belong to it.
                 _ => {
                     records(&data)?;
                     pending = Pending::default();
@@ -287,7 +286,7 @@ impl<S: TarSource> TarReader<S> {
         }
     }
 
-    /// Reads the bytes behind the end marker, in pieces, each as raw bytes.
+    /// Reads the bytes after the end marker, in pieces, each as raw bytes.
     pub fn trailer(&mut self) -> Result<Option<&[u8]>> {
         let n = self.source.chunk()?.len();
         if n == 0 {
@@ -299,12 +298,12 @@ impl<S: TarSource> TarReader<S> {
         Ok(Some(&self.raw))
     }
 
-    /// Returns the source, wherever it stands.
+    /// Returns the source, at its current position.
     pub fn into_source(self) -> S {
         self.source
     }
 
-    /// Skips content that nobody took, then takes the padding, as much of it as there is.
+    /// Skips content that was not consumed, then takes the padding, as much of it as there is.
     fn finish_payload(&mut self) -> Result<()> {
         let left = std::mem::take(&mut self.payload_left);
         if self.source.skip(left)? < left {
@@ -466,7 +465,7 @@ impl<S: TarSource> TarReader<S> {
             }
             _ => {}
         }
-        // Links, directories, devices and pipes have a size now and then (4096, the length of the
+        // Links, directories, devices and pipes sometimes have a size (4096, the length of the
         // target), and never content.
         let typed = matches!(header.typeflag, b'1'..=b'6');
         let has_content = matches!(kind, EntryKind::File | EntryKind::Other(_));

@@ -16,7 +16,7 @@ pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [format!("{length} ").as_bytes(), key, b"=", value, b"\n"].concat()
 }
 
-/// A header under construction: a regular, empty file of root's unless said otherwise.
+/// A header under construction: a regular, empty file owned by root by default.
 #[derive(Clone)]
 pub(crate) struct Raw(pub Block);
 
@@ -63,7 +63,7 @@ impl Raw {
         self.0.to_vec()
     }
 
-    /// The header with `content`, whose length it says, and padding.
+    /// The header with `content`, whose length it states, and padding.
     pub fn data(self, content: &[u8]) -> Vec<u8> {
         let mut bytes = self.size(content.len() as u64).block();
         bytes.extend_from_slice(content);
@@ -157,11 +157,11 @@ fn an_archive_may_end_wherever_a_header_may_begin() {
     ] {
         assert_eq!(ending(&vec![0; bytes]), (0, expect), "{bytes} zeros");
     }
-    // Whatever stands behind the end marker belongs to the layer's bytes and to nothing else.
+    // Whatever follows the end marker belongs to the layer's bytes and to nothing else.
     let mut bytes = archive(&[Raw::new("a", b'0').data(b"x")]);
     bytes.extend_from_slice(b"trailing junk");
     assert_eq!(ending(&bytes), (1, Ending::Marked));
-    // Behind the last file, in its padding, behind an extended header and in its padding.
+    // After the last file, in its padding, after an extended header and in its padding.
     let file = Raw::new("a", b'0').data(b"x");
     for (bytes, count) in [
         (file.clone(), 1),
@@ -218,7 +218,7 @@ fn every_kind_and_number() {
     );
     assert_eq!(one(&[Raw::new("old", 0).block()]).kind, EntryKind::File);
     assert_eq!(one(&[Raw::new("c", b'7').block()]).kind, EntryKind::File);
-    // A hard link says its target's size and has no content.
+    // A hard link states its target's size and has no content.
     let found = read(&archive(&[
         Raw::new("a", b'0').data(b"abc"),
         Raw::new("b", b'1').link("a").size(3).block(),
@@ -257,7 +257,7 @@ fn a_size_without_content_means_nothing() {
         let found = read(&archive(&[sized.clone(), next])).unwrap();
         assert_eq!((found[0].0.kind, found[0].0.payload_bytes), (kind, 0));
         assert_eq!(found[1].1, b"abc");
-        // What follows is a header, or nothing that can be read.
+        // A header follows, or something unreadable.
         let content = vec![b'x'; 4096];
         refused(&[sized, content], "checksum");
         let negative = Raw::new(name, typeflag).put(field::SIZE, [0xff; 12]);
@@ -269,7 +269,7 @@ fn a_size_without_content_means_nothing() {
 }
 
 #[test]
-fn kinds_that_mean_nothing_here_are_told_apart() {
+fn unknown_entry_types_are_distinguished() {
     let parts = [
         Raw::new("label", b'V').data(b"some text"),
         Raw::new("a", b'0').data(b"abc"),
@@ -336,7 +336,7 @@ fn names_of_every_dialect() {
 }
 
 #[test]
-fn pax_records_win_and_global_ones_say_nothing() {
+fn pax_records_win_and_global_ones_are_ignored() {
     let parts = [
         pax(b'x', &[("uid", b"9")]),
         pax(
@@ -373,12 +373,12 @@ fn pax_records_win_and_global_ones_say_nothing() {
     assert_eq!(a.mtime, Timespec::new(-2, 500_000_000));
     assert_eq!(a.xattrs, [("user.a".into(), b"\0\n".to_vec())]);
     assert_eq!(content, b"abc");
-    // A global header is an entry of its own: what stands in front of it is not about the next one.
+    // A global header is an entry of its own: what precedes it is not about the next one.
     assert_eq!((&found[1].0.name, found[1].0.uid), (&"b".into(), 0));
 }
 
 #[test]
-fn of_two_extended_headers_the_later_one_counts() {
+fn the_later_of_two_extended_headers_counts() {
     let long = |name: &str| Raw::new("././@LongLink", b'L').data(name.as_bytes());
     let file = Raw::new("a", b'0').block();
     let of = |headers: &[Vec<u8>]| {
@@ -388,7 +388,7 @@ fn of_two_extended_headers_the_later_one_counts() {
     assert_eq!(of(&[long("b\0"), long("c\0")]).name, "c");
     assert_eq!(of(&[long("b\0"), pax(b'x', &[("path", b"c")])]).name, "b");
     assert_eq!(of(&[long("\0b"), pax(b'x', &[("path", b"c")])]).name, "c");
-    // All of a PAX header goes, even what is malformed in it.
+    // All of a replaced PAX header is ignored, even what is malformed in it.
     let first = pax(b'x', &[("path", b"c"), ("uid", b"x")]);
     let entry = of(&[first, pax(b'x', &[("gid", b"3")])]);
     assert_eq!((entry.name, entry.gid), ("a".into(), 3));
@@ -465,7 +465,7 @@ fn sparse_files_of_every_format() {
         ]
     };
     check(&one_dot_zero(None));
-    // A PAX size counts the map, too.
+    // A PAX size includes the map.
     check(&one_dot_zero(Some(b"518")));
     // GNU's own: four ranges in the header, the others in blocks.
     let descriptor =
@@ -508,7 +508,7 @@ fn sparse_files_of_every_format() {
         Raw::new("sparse", b'0').block(),
     ]);
     assert_eq!((entry.size_bytes, entry.ranges), (5000, Some(Vec::new())));
-    // A version that nobody knows says nothing, and so does a size alone.
+    // An unknown version is ignored, and so is a size alone.
     for records in [
         &[("GNU.sparse.major", &b"2"[..]), ("GNU.sparse.minor", b"0")][..],
         &[("GNU.sparse.size", b"5000")],
@@ -519,21 +519,21 @@ fn sparse_files_of_every_format() {
 }
 
 #[test]
-fn headers_that_are_none_are_refused() {
+fn invalid_headers_are_refused() {
     let file = || Raw::new("a", b'0').block();
     let put = |at: Place<usize>, bytes: &[u8]| [Raw::new("a", b'0').put(at, bytes).block()];
-    refused(&put(field::SIZE, b"0000000000x"), "size is no number");
+    refused(&put(field::SIZE, b"0000000000x"), "size is not a number");
     refused(&put(field::SIZE, &[0xff; 12]), "size is negative");
-    refused(&put(field::MODE, b"-000644"), "mode is no number");
-    refused(&put(field::UID, b"0 0"), "uid is no number");
-    // Numbers of a device are read whatever it is, those of other dialects are not.
+    refused(&put(field::MODE, b"-000644"), "mode is not a number");
+    refused(&put(field::UID, b"0 0"), "uid is not a number");
+    // Device numbers are checked for every type, except in other dialects.
     refused(
         &put(field::DEV_MAJOR, b"none"),
-        "device number is no number",
+        "device number is not a number",
     );
     refused(
         &[pax(b'x', &[("ctime", b"x")]), file()],
-        "ctime that is no number",
+        "ctime that is not a number",
     );
     refused(&[pax(b'x', &[("size", b"-1")]), file()], "size is negative");
     let mut bad_sum = file();
@@ -564,16 +564,16 @@ fn headers_that_are_none_are_refused() {
     refused(&sparse(b'0', b"5,2,6,1", b"2", b"abc"), "overlap");
     refused(
         &sparse(b'0', b"18446744073709551615,2", b"1", b"ab"),
-        "no number",
+        "not a number",
     );
     refused(
         &sparse(b'0', b"9223372036854775807,2", b"1", b"ab"),
         "beyond",
     );
     refused(&sparse(b'0', b"-1,2", b"1", b"ab"), "negative");
-    refused(&sparse(b'0', b"5,2", b"2", b"ab"), "another length");
-    refused(&sparse(b'0', b"5,2,6", b"1", b"ab"), "another length");
-    refused(&sparse(b'0', b"5,2", b"", b"ab"), "no number");
+    refused(&sparse(b'0', b"5,2", b"2", b"ab"), "stated length");
+    refused(&sparse(b'0', b"5,2,6", b"1", b"ab"), "stated length");
+    refused(&sparse(b'0', b"5,2", b"", b"ab"), "not a number");
     refused(&sparse(b'5', b"5,2", b"1", b""), "can't have any");
     let mut huge = b"999999999999\n".to_vec();
     huge.resize(512, 0);

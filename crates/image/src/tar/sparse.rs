@@ -1,10 +1,10 @@
 //! Which part of a regular file follows in the archive: all of it, or ranges with holes between
 //! them.
 //!
-//! GNU tar has written sparse files in four forms: ranges in the header and in blocks behind it
+//! GNU tar has written sparse files in four formats: ranges in the header and in blocks after it
 //! ("old GNU"), pairs of PAX records (0.0), one PAX record (0.1), decimal lines before the content
-//! (1.0). All end up as the same list, and all are held to the same rule: ranges ascend, do not
-//! overlap, lie within the file and add up to the content.
+//! (1.0). All become the same list, and all must satisfy the same rule: ranges ascend, do not
+//! overlap, are within the file and add up to the content.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -16,12 +16,12 @@ use super::reader::{Entry, EntryKind, Range, TarReader, TarSource};
 use crate::error::{Error, Result};
 use crate::limits::check;
 
-/// A sparse map as it is read: pairs of offset and length.
+/// A sparse map as read: pairs of offset and length.
 type Map = Vec<(i64, i64)>;
 
 impl<S: TarSource> TarReader<S> {
-    /// Decides what of an entry follows: `size` bytes as they are, or the ranges of a sparse file
-    /// that they hold.
+    /// Decides what follows an entry: `size` bytes of plain content, or the ranges of a sparse
+    /// file.
     pub(super) fn content(
         &mut self,
         entry: &mut Entry,
@@ -44,7 +44,7 @@ impl<S: TarSource> TarReader<S> {
                 return Err(bad("a sparse file of GNU tar in another dialect"));
             }
             real = number::field(&block[field::GNU_REAL_SIZE])
-                .ok_or_else(|| bad("its real size is no number"))?;
+                .ok_or_else(|| bad("its real size is not a number"))?;
             self.gnu_map(block, offset)?
         } else {
             let Some(version) = Version::of(records) else {
@@ -99,7 +99,7 @@ impl<S: TarSource> TarReader<S> {
             if more[0] == 0 {
                 return Ok(map);
             }
-            // A block without pairs counts, too: there may be any number of them.
+            // A block without pairs counts too: there may be any number of them.
             self.check_ranges(blocks * BLOCK as u64 / 24)?;
             part = self.block("the rest of a sparse map")?[..505].to_vec();
         }
@@ -122,14 +122,14 @@ impl<S: TarSource> TarReader<S> {
                 .collect::<Result<Vec<_>>>()?,
         };
         if usize::try_from(count).ok().and_then(|n| n.checked_mul(2)) != Some(numbers.len()) {
-            return Err(bad("a sparse map of another length than it says"));
+            return Err(bad("a sparse map whose stated length is wrong"));
         }
         self.check_ranges(count as u64)?;
         Ok(pairs(&numbers))
     }
 
-    /// Reads the map of sparse format 1.0, which stands before the content as decimal lines, padded
-    /// to a block. Also returns how many bytes it took of the `size` that there are.
+    /// Reads the map of sparse format 1.0: decimal lines before the content, padded to a block.
+    /// Also returns how many of the `size` bytes it took.
     fn map_in_content(&mut self, offset: u64, size: u64) -> Result<(Map, u64)> {
         let bad = |why: &str| Error::BadHeader {
             offset,
@@ -173,7 +173,7 @@ impl<S: TarSource> TarReader<S> {
     }
 }
 
-const NO_NUMBER: &str = "a sparse map with something that is no number";
+const NO_NUMBER: &str = "a sparse map with something that is not a number";
 
 /// Where a sparse file's map is.
 enum Version {
@@ -184,8 +184,8 @@ enum Version {
 }
 
 impl Version {
-    /// `None` if the records say nothing about holes, or speak of a version that nobody knows: then
-    /// the file is what it looks like.
+    /// `None` if the records say nothing about holes, or have an unknown version: then the file is
+    /// what it looks like.
     fn of(records: &Records) -> Option<Self> {
         match (records.text(pax::MAJOR), records.text(pax::MINOR)) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(Version::InRecords),
@@ -201,8 +201,8 @@ fn pairs(numbers: &[i64]) -> Map {
     pairs.map(|pair| (pair[0], pair[1])).collect()
 }
 
-/// Returns the ranges of a map, those without bytes left out, if it is one of a file of `size`
-/// bytes of which `payload` follow.
+/// Returns the ranges of a map without empty ones, if it is valid for a file of `size` bytes of
+/// which `payload` follow.
 fn ranges(map: &Map, size: u64, payload: u64) -> Result<Vec<Range>, &'static str> {
     let mut ranges = Vec::new();
     let mut end = 0u64;
@@ -214,10 +214,10 @@ fn ranges(map: &Map, size: u64, payload: u64) -> Result<Vec<Range>, &'static str
         if offset < end {
             return Err("a sparse map whose ranges overlap or go backwards");
         }
-        // Neither is beyond 63 bits.
+        // Neither exceeds 63 bits.
         end = offset + length;
         if end > size {
-            return Err("a sparse map that goes beyond the file's end");
+            return Err("a sparse map that extends beyond the file's end");
         }
         sum += length;
         if length > 0 {

@@ -1,7 +1,7 @@
-//! A layer's tar out of Docker's own record of it (`tar-split.json.gz`) and the layer's tree.
+//! A layer's tar, from Docker's own record of it (`tar-split.json.gz`) and the layer's tree.
 //!
-//! The record comes out of a data root that anybody may have changed, so nothing in it is trusted:
-//! lines and sizes are limited, names are resolved inside the tree, and whoever reads the tar
+//! The record comes from a data root that anyone may have changed, so nothing in it is trusted:
+//! lines and sizes are limited, names are resolved inside the tree, and the code that reads the tar
 //! compares its digest.
 
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ struct Line {
     kind: u32,
     #[serde(default)]
     name: String,
-    /// The name in base64, where it is not UTF-8.
+    /// The name in base64, if it is not UTF-8.
     #[serde(default)]
     name_raw: Option<String>,
     #[serde(default)]
@@ -38,7 +38,7 @@ struct Line {
     payload: Option<String>,
 }
 
-/// The tar, as a reader. Ends well only if the record did.
+/// The tar, as a reader. It ends without an error only if the record did.
 pub(crate) struct Joined {
     lines: BufReader<flate2::read::MultiGzDecoder<File>>,
     tree: Dir,
@@ -115,13 +115,13 @@ impl Joined {
         };
         let stat = stat_fd(&handle).map_err(failed)?;
         if stat.kind != FileKind::File {
-            // A directory or a link whose header had a size; there is no content, whatever the
+            // A directory or a link whose header had a size: there is no content, whatever the
             // record says.
             return Ok(Now::Next);
         }
         if stat.size_bytes != size {
             return Err(bad(format!(
-                "{} is not what it was when the layer was made",
+                "{} has changed since the layer was created",
                 name.display()
             )));
         }
@@ -203,11 +203,11 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     #[test]
-    fn a_record_that_lies_reaches_nothing_outside() {
+    fn a_forged_record_reaches_nothing_outside() {
         let tree = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", tree.path().join("link")).unwrap();
         std::fs::write(tree.path().join("short"), "x").unwrap();
-        // There is nothing to be read of what is no file.
+        // What is not a file has nothing to read.
         let record = r#"{"type":1,"name":"link","size":9,"position":0}"#;
         assert_eq!(read(record, tree.path()).unwrap(), b"");
         for name in ["../../../../etc/passwd", "/etc/passwd", "short", "none"] {

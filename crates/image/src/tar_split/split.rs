@@ -2,8 +2,8 @@
 //!
 //! [`split`] reads a tar and writes its tar-split. It must not know where tree or file are. Content
 //! is never kept, so a layer of any size takes no memory; headers are kept up to the next entry.
-//! Content that a tree does not have as the content of a file (a sparse file's, which comes without
-//! its holes, and that of kinds nobody unpacks) is part of the stretches.
+//! Content that is not the content of a file in the tree (a sparse file's, which comes without its
+//! holes, and that of types that nothing unpacks) is part of the stretches.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -18,12 +18,12 @@ use super::{FILE, PIECE};
 use crate::error::{Error, Result};
 use crate::tar::{EntryKind, TarReader, TarSource};
 
-/// Stretches are handed on at this size: a tar may end in any number of zeros.
+/// Stretches are written at this size: a tar may end in any number of zeros.
 const STRETCH_BYTES: usize = 1 << 20;
 
 /// Reads the tar to its end and writes its tar-split to `out`, which is returned.
 ///
-/// Errors: those of the reader, for a tar that is none or ends within an entry; `Write`.
+/// Errors: those of the reader, for a malformed tar or one that ends within an entry; `Write`.
 pub fn split<S: TarSource, W: Write>(reader: &mut TarReader<S>, out: W) -> Result<W> {
     let mut split = TarSplit {
         out: GzEncoder::new(out, Compression::default()),
@@ -56,7 +56,7 @@ pub fn split<S: TarSource, W: Write>(reader: &mut TarReader<S>, out: W) -> Resul
     split.out.finish().map_err(Error::Write)
 }
 
-/// Hands an entry's content to `each`, piece by piece.
+/// Passes an entry's content to `each`, piece by piece.
 fn passing<S: TarSource>(
     reader: &mut TarReader<S>,
     mut each: impl FnMut(&[u8]) -> Result<()>,
@@ -121,7 +121,7 @@ impl<W: Write> TarSplit<W> {
     }
 }
 
-/// CRC-64 of ISO 3309, reflected, as Go's `hash/crc64` has it. Begins and ends inverted.
+/// CRC-64 of ISO 3309, reflected, as in Go's `hash/crc64`. Starts and ends inverted.
 fn crc64(begun: u64, bytes: &[u8]) -> u64 {
     const TABLE: [u64; 256] = {
         let mut table = [0; 256];
@@ -206,7 +206,7 @@ mod tests {
             .collect())
     }
 
-    /// What a reader of the form does.
+    /// What a reader of the format does.
     fn join(lines: &[Value], content: &[(&str, &[u8])]) -> Vec<u8> {
         let mut tar = Vec::new();
         for (at, line) in lines.iter().enumerate() {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_no_file_has_stays_in_the_stretches() {
+    fn content_that_no_file_has_stays_in_the_tar_split() {
         let sparse = [
             pax(
                 b'x',

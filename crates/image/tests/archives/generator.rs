@@ -1,8 +1,7 @@
-//! Odd archives, by chance: headers of every dialect whose fields are right, nearly right, or
-//! anything.
+//! Random odd archives: headers of every dialect whose fields are right, nearly right, or anything.
 //!
-//! What comes out is mostly well-formed, since an archive is over at its first error; oddities come
-//! one at a time, where readers differ.
+//! The result is mostly well-formed, since an archive ends at its first error; oddities come one at
+//! a time, where readers differ.
 
 use vellum_testkit::Rng;
 
@@ -33,7 +32,7 @@ pub fn archive(rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
-/// One entry with whatever stands in front of it.
+/// One entry with any extended headers before it.
 fn member(rng: &mut Rng, out: &mut Vec<u8>) {
     for _ in 0..rng.below(3) {
         extension(rng, out);
@@ -76,7 +75,7 @@ fn extension(rng: &mut Rng, out: &mut Vec<u8>) {
     header.write(rng, &content, out);
 }
 
-/// A header that becomes stranger with some luck.
+/// A header that may become stranger.
 struct Header([u8; BLOCK]);
 
 impl Header {
@@ -143,7 +142,7 @@ impl Header {
         self.number(rng, 124, 12, size as u64);
     }
 
-    /// A number in one of the ways that numbers are written, or sometimes another number, or none.
+    /// A number in one of its formats, or sometimes another number, or none.
     fn number(&mut self, rng: &mut Rng, at: usize, width: usize, value: u64) {
         let digits = width - 1;
         let odd = if rng.chance(4) { rng.below(16) } else { 16 };
@@ -260,7 +259,7 @@ fn records(rng: &mut Rng) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..rng.below(4) {
         let key = *rng.pick(&KEYS);
-        // What is about holes comes with a sparse file, and hardly ever without.
+        // Records about holes come with a sparse file, and hardly ever without.
         let key = match rng.below(60) {
             0 => *rng.pick(&SPARSE_KEYS),
             _ => key,
@@ -369,8 +368,7 @@ fn decimal(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// Ranges of a sparse file, its size, and the bytes in the ranges. Nearly always they belong
-/// together.
+/// Ranges of a sparse file, its size, and the bytes in the ranges. Nearly always they match.
 fn holes(rng: &mut Rng, most: usize) -> (Vec<(u64, u64)>, u64, Vec<u8>) {
     let mut ranges = Vec::new();
     let mut end = 0;
@@ -400,7 +398,7 @@ fn holes(rng: &mut Rng, most: usize) -> (Vec<(u64, u64)>, u64, Vec<u8>) {
     (ranges, size, bytes)
 }
 
-/// GNU tar's old form: pairs in the header and in blocks behind it.
+/// GNU tar's old format: pairs in the header and in blocks after it.
 fn gnu_sparse(rng: &mut Rng, out: &mut Vec<u8>) {
     let (ranges, size, bytes) = holes(rng, 40);
     let mut header = Header::new(rng, b'S');
@@ -430,7 +428,7 @@ fn gnu_sparse(rng: &mut Rng, out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(BLOCK), 0);
 }
 
-/// The forms in PAX records.
+/// The formats in PAX records.
 fn pax_sparse(rng: &mut Rng, out: &mut Vec<u8>) {
     let (ranges, size, mut bytes) = holes(rng, 12);
     let mut records = Vec::new();

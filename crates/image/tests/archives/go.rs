@@ -1,5 +1,5 @@
-//! The two readers: Go's, compiled from `reader.go`, and ours. Both say what they find in the same
-//! words.
+//! The two readers: Go's, compiled from `reader.go`, and ours. Both report what they find in the
+//! same format.
 
 use std::fmt;
 use std::fs::File;
@@ -13,9 +13,9 @@ use vellum_image::tar::{Entry, EntryKind, SliceSource, TarReader};
 use vellum_image::{Error, Limits};
 use vellum_testkit::{Scratch, untested};
 
-/// What a reader makes of an archive.
+/// What a reader finds in an archive.
 pub struct Verdict {
-    /// A line for each entry: where its content starts, and all that is said about it.
+    /// A line for each entry: where its content starts, and everything about it.
     pub entries: Vec<String>,
     /// How it ended.
     pub end: Result<(), String>,
@@ -31,8 +31,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// True if both found the same. The words of an error are each reader's own. A file may be too
-/// large here, where Go goes on.
+/// True if both found the same. Error texts may differ. A file may be too large here where Go
+/// continues.
 pub fn same(ours: &Verdict, theirs: &Verdict) -> bool {
     match (&ours.end, theirs.entries.get(ours.entries.len())) {
         (Err(why), Some(next)) if why.starts_with("the size of a file exceeds the limit") => {
@@ -43,7 +43,7 @@ pub fn same(ours: &Verdict, theirs: &Verdict) -> bool {
     }
 }
 
-/// One version of Go, with the judge compiled.
+/// One version of Go, with the compiled reader.
 pub struct Go {
     version: String,
     scratch: Scratch,
@@ -56,9 +56,8 @@ impl fmt::Display for Go {
 }
 
 impl Go {
-    /// Returns the machine's Go and, in the slow tier, the one that
-    /// `scripts/containerd-2-suite.sh make` fetches: the reference. Counts as untested what is not
-    /// there.
+    /// Returns the machine's Go and, in the slow tier, the reference that
+    /// `scripts/containerd-2-suite.sh make` fetches. Missing ones count as untested.
     pub fn all(what: &str) -> Vec<Go> {
         let mut found: Vec<Go> = Go::compile(Path::new("go")).into_iter().collect();
         if found.is_empty() {
@@ -135,7 +134,7 @@ impl Go {
     }
 }
 
-/// Reads an archive here.
+/// Reads an archive with our reader.
 pub fn ours(bytes: &[u8]) -> Verdict {
     let mut reader = TarReader::new(SliceSource::new(bytes), &Limits::default());
     let mut entries = Vec::new();
@@ -149,7 +148,7 @@ pub fn ours(bytes: &[u8]) -> Verdict {
     Verdict { entries, end }
 }
 
-/// More is not read, as in `reader.go`.
+/// No more is read, as in `reader.go`.
 const MOST: u64 = 64 << 20;
 
 fn next(reader: &mut TarReader<SliceSource<'_>>) -> Result<Option<String>, Error> {
@@ -193,7 +192,7 @@ fn next(reader: &mut TarReader<SliceSource<'_>>) -> Result<Option<String>, Error
     )))
 }
 
-/// The checksum of an entry's content, holes included.
+/// The checksum of an entry's content, including holes.
 fn sum(entry: &Entry, reader: &mut TarReader<SliceSource<'_>>) -> Result<u32, Error> {
     let mut sum = Crc::new();
     let mut content = Vec::new();

@@ -1,9 +1,8 @@
 //! Archives read here and by Go's `archive/tar`, which scanners, Docker, Podman and containerd use:
-//! they find the same entries, at the same bytes.
+//! both find the same entries, at the same bytes.
 //!
-//! Archives come out of a generator, and out of the packages that Go and Python bring along. Where
-//! the readers differ, and why, is in `docs/semantics/layers.md` ("Archives"); nothing else may
-//! differ.
+//! Archives come from a generator, and from the packages of Go and Python. Where the readers
+//! differ, and why, is in `docs/semantics/layers.md` ("Archives"); nothing else may differ.
 
 mod generator;
 mod go;
@@ -15,8 +14,8 @@ use std::path::{Path, PathBuf};
 use go::Go;
 use vellum_testkit::{Rng, untested};
 
-/// Compares what both make of `archives`, by name. Returns how many were read to their end, and how
-/// many to an error.
+/// Compares the results of both for `archives`, by name. Returns how many were read to their end,
+/// and how many to an error.
 #[track_caller]
 fn compare(go: &Go, archives: &[(String, Vec<u8>)]) -> (usize, usize) {
     let verdicts = go.read(archives.iter().map(|(_, bytes)| bytes.as_slice()));
@@ -41,7 +40,7 @@ fn compare(go: &Go, archives: &[(String, Vec<u8>)]) -> (usize, usize) {
 }
 
 #[test]
-fn odd_archives_are_what_go_reads() {
+fn odd_archives_are_read_as_go_reads_them() {
     let slow = std::env::var_os("VELLUM_SLOW").is_some();
     let rounds = if slow { 400 } else { 20 };
     for go in Go::all("odd archives") {
@@ -58,13 +57,13 @@ fn odd_archives_are_what_go_reads() {
             good += more_good;
             bad += more_bad;
         }
-        // The generator is worth something only if both come out of it.
+        // The generator is useful only if it produces both.
         assert!(good > bad / 4 && bad > good / 4, "{good} good, {bad} bad");
         println!("{go}: {good} archives read to their end, {bad} refused");
     }
 }
 
-/// The archives that a package brings along for its own tests, read where they lie.
+/// The archives that a package has for its own tests, read in place.
 fn brought_along() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut seek = |below: &str, within: &str, accept: fn(&Path) -> bool| {
@@ -84,7 +83,7 @@ fn brought_along() -> Vec<PathBuf> {
 }
 
 #[test]
-fn archives_that_others_test_with_are_what_go_reads() {
+fn test_archives_of_others_are_read_as_go_reads_them() {
     let archives: Vec<_> = brought_along()
         .into_iter()
         .map(|path| (path.display().to_string(), fs::read(path).unwrap()))

@@ -1,8 +1,8 @@
-// Says what Go's archive/tar reads: the judge of tests/archives.
+// Prints what Go's archive/tar reads, for the comparison in tests/archives.
 //
-// Input: archives, each behind its length (8 bytes, little-endian). Output, for each of them: a
-// line for each entry, then "end", or "error" and Go's words. Fields are separated by blanks, text
-// is in hex.
+// Input: archives, each preceded by its length (8 bytes, little-endian). Output, for each of them:
+// a line for each entry, then "end", or "error" and Go's error text. Fields are separated by
+// spaces, text is in hex.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 	"strings"
 )
 
-// More is not read: a sparse file can have any size.
+// No more is read: a sparse file can have any size.
 const most = 64 << 20
 
 func main() {

@@ -1,11 +1,9 @@
-//! Archives in which one thing is odd, and what becomes of them here, in Docker, in Podman and in
-//! containerd.
+//! Archives in which one thing is odd, and what Vellum, Docker, Podman and containerd do with them.
 //!
 //! `corpus.py` writes them; `verdicts.txt` says for each what the three made of it (20.10, 4.3 and
-//! 1.6), what Vellum does, and why where it does not do what they do. A verdict is the names that
-//! an image got, `<id>` for one without, `()` for no image and no error, and `-` for an error. The
-//! slow tier asks the real programs again; with `VELLUM_VERDICTS=file` it writes down what all of
-//! them say.
+//! 1.6), what Vellum does, and why, where it differs. A verdict is the names that an image got,
+//! `<id>` for one without, `()` for no image and no error, and `-` for an error. The slow tier asks
+//! the real programs again; with `VELLUM_VERDICTS=file` it writes down the results of all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -26,7 +24,7 @@ struct Verdict<'a> {
     podman: &'a str,
     containerd: &'a str,
     vellum: &'a str,
-    /// A word of the table's head; empty if there is nothing to explain.
+    /// A key from the table's head; empty if there is nothing to explain.
     why: &'a str,
 }
 
@@ -51,7 +49,7 @@ fn table() -> Vec<Verdict<'static>> {
         .collect()
 }
 
-/// Writes the archives; returns where each is, or none where there is no Python.
+/// Writes the archives; returns where each is, or none without Python.
 fn corpus(scratch: &Scratch) -> Option<BTreeMap<String, PathBuf>> {
     let Some(python) = find("python3") else {
         vellum_testkit::untested("archives with odd documents", "python3 is not installed");
@@ -136,7 +134,7 @@ fn archives_with_odd_documents_load_where_they_load_elsewhere() {
     eprintln!("{} archives", table.len());
 }
 
-/// What all three load is loaded, what all three refuse is refused, and else there is a reason.
+/// What all three load is loaded, what all three refuse is refused; otherwise there is a reason.
 #[test]
 fn every_difference_of_the_table_has_a_reason_that_its_head_explains() {
     let head: BTreeSet<&str> = include_str!("verdicts.txt")
@@ -174,7 +172,7 @@ struct Others {
     docker: Dockerd,
     podman: Podman,
     containerd: Containerd,
-    /// Goes last.
+    /// Dropped last.
     _home: Home,
 }
 
@@ -193,8 +191,8 @@ impl Others {
         }
     }
 
-    /// Docker 20.10 knows no OCI layouts: of one without a `manifest.json` there is nothing to
-    /// learn. An image that is its own parent kills dockerd.
+    /// Docker 20.10 doesn't know OCI layouts: one without a `manifest.json` shows nothing. An image
+    /// that is its own parent kills dockerd.
     fn docker(&self, name: &str, archive: &Path) -> String {
         let of_layout = name.contains("oci") && !name.contains("json") && !name.contains("beside");
         if of_layout || name == "v1/ring" {
@@ -206,7 +204,7 @@ impl Others {
             .docker(&["images", "--all", "--quiet", "--no-trunc"])
             .unwrap();
         for id in ids.lines().collect::<BTreeSet<_>>() {
-            // A parent goes with its child.
+            // A parent is removed with its child.
             let _ = self.docker.docker(&["rmi", "--force", id]);
         }
         verdict
@@ -218,8 +216,8 @@ impl Others {
         verdict
     }
 
-    /// In a namespace of the archive's own. Images by name only: without one there is none. What
-    /// becomes of two of one name differs from run to run.
+    /// In a namespace of the archive's own. Images by name only: without one there is none. The
+    /// result for two of one name differs from run to run.
     fn containerd(&self, name: &str, at: usize, archive: &Path) -> String {
         if name == "archive/one-name-for-two" {
             return ".".to_owned();
@@ -255,7 +253,7 @@ fn loaded(said: Option<String>) -> String {
 }
 
 #[test]
-fn docker_podman_and_containerd_say_what_the_table_says() {
+fn docker_podman_and_containerd_give_the_verdicts_of_the_table() {
     if std::env::var_os("VELLUM_SLOW").is_none() || !available(&["dockerd", "podman", "containerd"])
     {
         return;

@@ -1,6 +1,6 @@
 """Writes image archives with odd documents: corpus.py DIRECTORY.
 
-Each is a small image of one file in which one thing is odd; the name says which. `verdicts.txt` says what becomes of them.
+Each is a small image of one file in which one thing is odd; the name says which. `verdicts.txt` has the results.
 """
 import copy, gzip, hashlib, io, json, os, platform, sys, tarfile
 

@@ -1,5 +1,5 @@
-//! Documents of images, as odd as they come: read as Go reads them, and loaded where Docker, Podman
-//! and containerd load them.
+//! Documents of images, however odd: read as Go reads them, and loaded where Docker, Podman and
+//! containerd load them.
 
 mod archives;
 mod reader;

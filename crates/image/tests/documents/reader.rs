@@ -1,9 +1,9 @@
-//! The reader beside Go's own: thousands of documents made by chance, read by both and compared
+//! The reader compared with Go's own: thousands of random documents, read by both and compared
 //! field by field.
 //!
-//! Most values have the shape that their field wants, or nothing would ever be compared; names
-//! change their case and occur twice, texts have escapes that mean no character, numbers do not
-//! fit, and at last some bytes are changed. `VELLUM_SLOW` reads many more.
+//! Most values have the type of their field, or nothing would ever be compared. Names change their
+//! case and occur twice, texts have invalid escapes, numbers don't fit, and finally some bytes are
+//! changed. `VELLUM_SLOW` reads many more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use vellum_image::{ImageConfig, Platform};
 use vellum_testkit::Rng;
 use vellum_testkit::clients::find;
 
-/// What a value should be.
+/// The expected type of a value.
 enum Kind {
     Text,
     Digest,
@@ -221,7 +221,8 @@ impl Maker {
                 (1, 'k' | 'K') => spelt.push('\u{212a}'),
                 (2, c) if self.one_in(3) => spelt.push_str(&format!("\\u{:04x}", u32::from(c))),
                 (3, c) if self.one_in(2) => spelt.push(c.to_ascii_uppercase()),
-                // What differs in the bit that differs between cases, and is no letter.
+                // Not letters, but different only in the bit that differs between upper and lower
+                // case.
                 (4, c) if self.one_in(20) => spelt.push(char::from(c as u8 ^ 0x20)),
                 (_, c) => spelt.push(c),
             }
@@ -291,7 +292,7 @@ impl Maker {
         }
     }
 
-    /// A document of this kind.
+    /// A document of this type.
     fn document(&mut self, kind: u8) -> Vec<u8> {
         self.out.clear();
         if self.one_in(500) {
@@ -349,7 +350,7 @@ impl Unmarshal for Inner {
     }
 }
 
-/// One field of every kind.
+/// One field of every type.
 #[derive(Default)]
 struct Shape {
     task: String,
@@ -502,7 +503,7 @@ fn said_of_document(document: &Document) -> String {
     }
 }
 
-/// What Vellum makes of a document; none if it is JSON and Vellum refuses it by a rule of its own.
+/// Vellum's result for a document; none if it is JSON and Vellum refuses it by a rule of its own.
 fn ours(kind: u8, document: &[u8]) -> Option<String> {
     let error = || Some("error".to_owned());
     let judged = |refused: ManifestError| match refused {
@@ -563,7 +564,7 @@ fn documents_are_read_as_go_reads_them() {
         scope.spawn(|| {
             for (kind, document) in &documents {
                 let size = (document.len() as u32).to_be_bytes();
-                // Nobody reads on when a comparison has failed, and that is told by itself.
+                // After a failed comparison nothing reads on; the failure is reported separately.
                 if input
                     .write_all(&[&[*kind], &size[..], document].concat())
                     .is_err()
@@ -576,7 +577,7 @@ fn documents_are_read_as_go_reads_them() {
         for ((kind, document), go) in documents.iter().zip(answers.lines()) {
             let go = go.unwrap();
             match ours(*kind, document) {
-                // A rule of ours is asked only about what could be read.
+                // Our own rules apply only to what could be read.
                 None => {
                     assert_ne!(go, "error", "{}", String::from_utf8_lossy(document));
                     refused += 1;

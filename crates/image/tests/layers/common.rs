@@ -1,4 +1,4 @@
-//! What the layer tests share: applying, giving back, and other people's tar programs.
+//! Helpers of the layer tests: applying, writing again, and other tar programs.
 
 use std::fs::File;
 use std::io::{Cursor, Write};
@@ -12,7 +12,7 @@ use vellum_image::{
 };
 use vellum_sys::Dir;
 
-/// Applies the tar `layer` to `tree`; returns its recipe, too.
+/// Applies the tar `layer` to `tree`; returns its recipe too.
 pub fn apply_to(layer: &Path, tree: &Path, marks: TargetMarks) -> (Applied, Vec<u8>) {
     let target = ApplyTarget {
         root: Dir::open(tree).unwrap(),
@@ -39,7 +39,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Gives the layer back and compares it with `layer`, byte for byte.
+/// Writes the layer again and compares it with `layer`, byte for byte.
 #[track_caller]
 pub fn assert_comes_back(layer: &Path, tree: &Path, recipe: &[u8]) {
     let bytes = std::fs::read(layer).unwrap();
@@ -55,7 +55,7 @@ pub fn assert_comes_back(layer: &Path, tree: &Path, recipe: &[u8]) {
     assert_eq!(replayed.diff_id, Digest::of(&bytes));
 }
 
-/// Runs a program; its output must not hide a failure.
+/// Runs a program; a failure includes its output.
 #[track_caller]
 pub fn run(command: &mut Command) {
     let output = command
@@ -69,7 +69,7 @@ pub fn run(command: &mut Command) {
     );
 }
 
-/// Extracts with GNU tar, everything it can.
+/// Extracts with GNU tar, including everything it can.
 #[track_caller]
 pub fn gnu_extract(layer: &Path, tree: &Path) {
     run(Command::new("tar")
@@ -90,7 +90,7 @@ pub fn gnu_extract(layer: &Path, tree: &Path) {
         .arg(tree));
 }
 
-/// True if a program is there at all.
+/// True if a program is installed.
 pub fn installed(program: &str) -> bool {
     Command::new(program)
         .arg("--version")

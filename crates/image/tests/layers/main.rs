@@ -1,4 +1,4 @@
-//! Layers as whole programs see them: made elsewhere, taken apart here, given back, and large.
+//! Layers as whole programs see them: produced elsewhere, applied here, written again, and large.
 
 mod common;
 mod memory;

@@ -11,7 +11,7 @@ use vellum_image::{
 use vellum_sys::{Dir, Timespec};
 use vellum_testkit::Scratch;
 
-/// Where the child applies to. Without it the child's test is nothing but its own name.
+/// The directory that the child applies to. Without it the child's test does nothing.
 const CHILD: &str = "VELLUM_TEST_MEMORY_CHILD";
 const MOST_MIB: u64 = 100;
 
@@ -40,7 +40,7 @@ impl Read for Patchy {
     }
 }
 
-/// A compressed layer with `files` files of `mib` MiB each and `links` links, made while it is
+/// A compressed layer with `files` files of `mib` MiB each and `links` links, generated while it is
 /// read.
 fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
     let (reader, pipe) = io::pipe().unwrap();
@@ -62,7 +62,7 @@ fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
             writer.finish()?.finish()?;
             Ok(())
         };
-        // The reading side sees an end that is too early.
+        // The reader sees an early end.
         if let Err(error) = write() {
             eprintln!("the layer could not be made: {error}");
         }
@@ -70,7 +70,7 @@ fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
     Box::new(reader)
 }
 
-/// Runs in the child only.
+/// Runs only in the child.
 #[test]
 fn child_that_applies_a_large_layer() {
     let Some(request) = std::env::var_os(CHILD) else {
@@ -149,7 +149,7 @@ fn memory_stays_flat_while_a_layer_is_applied() {
 #[test]
 fn a_layer_of_10_gib_takes_at_most_100_mib() {
     if std::env::var_os("VELLUM_SLOW").is_none() {
-        // Of the slow tier; the test above says the same of a smaller layer.
+        // In the slow tier; the test above covers a smaller layer.
         return;
     }
     let peak = peak_mib(20, 512, 100_000);

@@ -1,5 +1,5 @@
-//! Layers made by other people's programs: the tree is the one GNU tar extracts, entry by entry,
-//! and the layer comes back byte for byte.
+//! Layers produced by other programs: the tree is the one GNU tar extracts, entry by entry, and the
+//! layer is written again byte for byte.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use vellum_testkit::{Scratch, Tree, needs_root, untested};
 
 const OVERLAY: TargetMarks = TargetMarks::Overlay(Prefix::Trusted);
 
-/// A tree with everything that archives differ about.
+/// A tree with everything about which archives differ.
 fn furnish(root: &Path) {
     let dir = Dir::open(root).unwrap();
     fs::create_dir_all(root.join("sub/deep")).unwrap();
@@ -80,7 +80,7 @@ fn furnish(root: &Path) {
     times("sub", 1_500_000_000, 999_999_999);
 }
 
-/// Applies `layer`, compares with what GNU tar makes of it, and gives it back.
+/// Applies `layer`, compares with what GNU tar extracts, and writes it again.
 #[track_caller]
 fn check(scratch: &Scratch, layer: &Path, what: &str) {
     let name = layer.file_name().unwrap().to_string_lossy().into_owned();
@@ -123,7 +123,7 @@ fn gnu_tar_in_every_format() {
             "posix",
             &["--sparse", "--xattrs", "--xattrs-include=*", "--sort=name"],
         ),
-        // For each file. Once for all (`uid=77`), in a global header, only GNU tar takes it.
+        // For each file. Only GNU tar accepts it once for all (`uid=77`), in a global header.
         ("posix", &["--pax-option=uid:=77"]),
     ] {
         let what = format!("{format} {}", options.join(" "));
@@ -156,7 +156,7 @@ fn gnu_tar_in_every_format() {
                 root: true,
                 ..Ignore::default()
             };
-            // What GNU tar's best format keeps is everything there was.
+            // GNU tar's best format keeps everything.
             Tree::read(&tree)
                 .unwrap()
                 .assert_same(&ours.unwrap(), ignore);

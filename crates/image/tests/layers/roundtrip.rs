@@ -116,8 +116,7 @@ fn random_trees_come_through_a_layer_unchanged() {
         let mut theirs_tree = Tree::read(&theirs).unwrap();
         theirs_tree.group_links();
         source_tree.assert_same(&theirs_tree, ignore);
-        // Overlay's own attributes of an archive are escaped here; names of all others are as they
-        // were.
+        // Overlay's own attributes in an archive are escaped here; other names are unchanged.
         let ours_tree = Tree::read(&ours).unwrap();
         let mut differences = source_tree.differences(&ours_tree, ignore);
         differences.retain(|difference| !format!("{difference}").contains("overlay."));

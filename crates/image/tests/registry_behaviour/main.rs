@@ -1,9 +1,9 @@
-//! Registries as they are: a matrix of odd behaviours, each pulled from or pushed to, and judged by
-//! skopeo too.
+//! Registries as they are: a matrix of odd behaviours. Vellum pulls from or pushes to each, and so
+//! does skopeo.
 //!
-//! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's
-//! skopeo 1.9 does, which runs beside it where it is installed. Rows that end in a refusal are here
-//! as much as those that end well: an answer must never fill the memory or hold a command for ever.
+//! Each row is a small server that is odd in one way, Vellum's result, and that of Debian's skopeo
+//! 1.9, which runs too if it is installed. Refusals are tested as much as successes: a response
+//! must never fill the memory or hold a command forever.
 
 mod peers;
 mod rows;
@@ -12,7 +12,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use rows::End::{self, Denied, Done, Failed, NotFound, RateLimited};
+use rows::Outcome::{self, Denied, Done, Failed, NotFound, RateLimited};
 use rows::Skopeo19::{NotAsked, Takes};
 use rows::{
     LOGIN, SIZE, TOKEN, always, basic, foreign, hook, is_layer, manifest_first, rows, usual,
@@ -47,7 +47,7 @@ fn options(home: &Home, registry: &OddRegistry, login: bool) -> RegistryOptions 
     }
 }
 
-/// Pulls `name` and returns its layers, checked against what the image promises.
+/// Pulls `name` and returns its layers, checked against the image.
 fn pull_from(name: &str, options: &RegistryOptions) -> Result<Vec<Vec<u8>>, SourceError> {
     let source = RegistrySource::open(
         &reference(name),
@@ -84,8 +84,8 @@ fn push_to(
     .map(drop)
 }
 
-fn end_of<T>(outcome: &Result<T, SourceError>) -> End {
-    match outcome {
+fn outcome_of<T>(result: &Result<T, SourceError>) -> Outcome {
+    match result {
         Ok(_) => Done,
         Err(SourceError::Registry(RegistryError::Denied { .. })) => Denied,
         Err(SourceError::Registry(RegistryError::NotFound { .. })) => NotFound,
@@ -94,7 +94,7 @@ fn end_of<T>(outcome: &Result<T, SourceError>) -> End {
     }
 }
 
-/// Lets skopeo pull or push; returns what it said if it refused.
+/// Runs a pull or push with skopeo; returns its message if it refused.
 fn ask_skopeo(
     skopeo: &Skopeo,
     home: &Home,
@@ -160,11 +160,12 @@ fn odd_registries_are_pulled_from_and_pushed_to() {
                 assert!(layers.iter().eq(promised), "{}: other bytes", row.name);
             })
         };
-        let end = end_of(&outcome);
-        if end != row.end || (row.push && end == Done && registry.manifest("1").is_none()) {
+        let actual = outcome_of(&outcome);
+        if actual != row.outcome || (row.push && actual == Done && registry.manifest("1").is_none())
+        {
             wrong.push(format!(
-                "{what}: {}: {end:?}, not {:?}: {outcome:?}",
-                row.name, row.end
+                "{what}: {}: {actual:?}, not {:?}: {outcome:?}",
+                row.name, row.outcome
             ));
         }
         let told = format!("{outcome:?}");
@@ -191,7 +192,7 @@ fn odd_registries_are_pulled_from_and_pushed_to() {
     );
 }
 
-/// Whether any request to the server carried something that proves who asks.
+/// Whether any request to the server carried credentials.
 fn was_shown_anything(registry: &OddRegistry) -> bool {
     registry.calls().iter().any(|call| {
         !call.header("authorization").is_empty()
@@ -201,15 +202,15 @@ fn was_shown_anything(registry: &OddRegistry) -> bool {
 }
 
 #[test]
-fn a_login_goes_to_its_registry_and_to_nobody_else() {
+fn a_login_goes_to_its_registry_and_nowhere_else() {
     let home = Home::new().unwrap();
     let mut rng = Rng::for_test("logins that travel");
     let image = random_image(&mut rng, "x/t", &[5000]);
     let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
     push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
 
-    // A place to which the registry redirects: it gets the request, and nothing that proves who
-    // asks, whatever it demands.
+    // A server to which the registry redirects: it gets the request, but no credentials, whatever
+    // it demands.
     for challenge in [
         "",
         "Basic realm=\"x\"",
@@ -240,7 +241,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
             &options(&home, &registry, true),
         );
         assert_eq!(
-            end_of(&outcome) == Done,
+            outcome_of(&outcome) == Done,
             challenge.is_empty(),
             "{challenge}: {outcome:?}"
         );
@@ -251,7 +252,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
         );
     }
 
-    // A mirror, and a token service that a mirror names: the registry's login is not theirs.
+    // A mirror, and a token service that a mirror names: the registry's login is not for them.
     let service = OddRegistry::start(hook(|_, _| Some(Reply::new(200, TOKEN)))).unwrap();
     for challenge in ["Basic realm=\"x\"", "Bearer realm=\"http://HOST/token\""] {
         let asks = challenge.replace("HOST", &service.host());
@@ -269,7 +270,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
         };
         chosen.hosts.insert(registry.host(), host);
         let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-        assert_eq!(end_of(&outcome), Done, "{outcome:?}");
+        assert_eq!(outcome_of(&outcome), Done, "{outcome:?}");
         assert!(!mirror.calls().is_empty());
         assert!(
             !mirror
@@ -305,7 +306,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
 }
 
 #[test]
-fn an_identity_token_is_changed_for_a_token() {
+fn an_identity_token_is_exchanged_for_a_token() {
     let home = Home::new().unwrap();
     let mut rng = Rng::for_test("identity token");
     let image = random_image(&mut rng, "x/t", &[5000]);
@@ -350,13 +351,13 @@ fn an_identity_token_is_not_sent_where_a_token_service_redirects() {
     let logins = serde_json::json!({"auths": {registry.host(): {"identitytoken": "kept/token"}}});
     std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
     let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-    assert_eq!(end_of(&outcome), Failed, "{outcome:?}");
+    assert_eq!(outcome_of(&outcome), Failed, "{outcome:?}");
     assert!(registry.calls().iter().any(|call| call.path == "/token"));
     assert!(!was_shown_anything(&other), "{:?}", other.calls());
 }
 
 #[test]
-fn a_server_that_asks_to_wait_is_not_asked_before() {
+fn a_server_that_asks_to_wait_gets_no_earlier_request() {
     let home = Home::new().unwrap();
     let mut rng = Rng::for_test("waiting");
     let image = random_image(&mut rng, "x/t", &[500]);
@@ -378,7 +379,7 @@ fn a_server_that_asks_to_wait_is_not_asked_before() {
         "it asked for a second"
     );
 
-    // One that asks for an hour is given up, and says so.
+    // One that asks for an hour is an error, which says so.
     let registry = OddRegistry::start(always(
         "GET",
         "/manifests/",
@@ -406,7 +407,7 @@ fn a_server_that_asks_to_wait_is_not_asked_before() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_told_as_that() {
+fn a_name_that_does_not_resolve_is_reported_as_such() {
     let chosen = RegistryOptions {
         retry: Retry {
             first_pause: Duration::from_millis(1),
@@ -443,8 +444,8 @@ fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
         "Basic realm=\"x\"",
         "Bearer realm=\"http://HOST/token\"",
     ] {
-        // The place of the layer, which asks for something, and the registry, which has all else
-        // and wants a password.
+        // The server with the layer, which asks for a login, and the registry, which has everything
+        // else and requires a password.
         let other = OddRegistry::start(hook(move |registry, call| {
             if call.path == "/token" {
                 return Some(Reply::new(200, TOKEN));
@@ -461,7 +462,7 @@ fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
         .unwrap();
         other.copy_from(&plain);
         let urls = vec![
-            // A login in the manifest is nobody's.
+            // A login in the manifest is not used for any server.
             format!("http://u:p@{}/named/{{}}", other.host()),
             format!("http://{}/layer/{{}}", other.host()),
         ];
@@ -475,7 +476,7 @@ fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
         let name = format!("{}/t:1", registry.host());
         let outcome = pull_from(&name, &options(&home, &registry, true));
         assert_eq!(
-            end_of(&outcome) == Done,
+            outcome_of(&outcome) == Done,
             challenge.is_empty(),
             "{challenge}: {outcome:?}"
         );

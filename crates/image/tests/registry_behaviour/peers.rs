@@ -1,8 +1,8 @@
 //! The same matrix for Docker and containerd, each a daemon of the test's own.
 //!
-//! `verdicts.txt` says for each row what they make of it (20.10 and 1.6), and why where Vellum or
-//! skopeo does something else. The slow tier asks them again; with `VELLUM_VERDICTS=file` it writes
-//! down what they say.
+//! `verdicts.txt` says for each row what they do (20.10 and 1.6), and why, where Vellum or skopeo
+//! does something else. The slow tier asks them again; with `VELLUM_VERDICTS=file` it writes down
+//! their results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -14,14 +14,14 @@ use vellum_testkit::clients::{
     Containerd, Dockerd, Home, Hook, OddRegistry, Skopeo, available, run,
 };
 
-use super::rows::{End, LOGIN, SIZE, Skopeo19, foreign, hook, rows};
+use super::rows::{LOGIN, Outcome, SIZE, Skopeo19, foreign, hook, rows};
 use super::support::{random_image, reference, take};
 use super::{options, push_to};
 
 const TABLE: &str = include_str!("verdicts.txt");
-/// dockerd follows a null pointer when a session that it opens is answered as a mount.
+/// dockerd dereferences a null pointer when a session that it opens is answered as a mount.
 const ENDS_DOCKERD: [&str; 1] = ["a session answered with 201"];
-/// Docker tries a broken transfer again for minutes.
+/// Docker retries a broken transfer for minutes.
 const PATIENCE: &str = "40";
 
 /// A line of the table.
@@ -31,7 +31,7 @@ struct Verdict {
     why: &'static str,
 }
 
-/// By kind and name of the row.
+/// By type and name of the row.
 fn table() -> BTreeMap<&'static str, Verdict> {
     let lines = TABLE
         .lines()
@@ -54,7 +54,7 @@ fn called(push: bool, name: &str) -> String {
     format!("{}: {name}", if push { "push" } else { "pull" })
 }
 
-/// What all that were asked do is what Vellum does, and else there is a reason.
+/// What all that were asked do is what Vellum does; otherwise there is a reason.
 #[test]
 fn every_difference_of_the_matrix_has_a_reason_that_its_head_explains() {
     let table = table();
@@ -75,7 +75,11 @@ fn every_difference_of_the_matrix_has_a_reason_that_its_head_explains() {
             Skopeo19::Refuses => "-",
             Skopeo19::NotAsked => ".",
         };
-        let ours = if row.end == End::Done { "+" } else { "-" };
+        let ours = if row.outcome == Outcome::Done {
+            "+"
+        } else {
+            "-"
+        };
         let theirs = [skopeo, verdict.docker, verdict.containerd];
         let differs = theirs.iter().any(|other| ![".", ours].contains(other));
         assert_eq!(
@@ -101,7 +105,7 @@ struct Peers {
     docker: Dockerd,
     containerd: Containerd,
     image: String,
-    /// Goes last.
+    /// Dropped last.
     home: Home,
 }
 
@@ -110,7 +114,7 @@ impl Peers {
         let home = Home::new().unwrap();
         let docker = Dockerd::start(&home, &[]).unwrap();
         let dir = home.dir("ctd").unwrap();
-        // What one row fetched must not be there for the next one.
+        // What one row fetched must be gone for the next one.
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n\
              [plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"\n",
@@ -132,7 +136,7 @@ impl Peers {
         }
     }
 
-    /// A command that is ended when it takes too long, with the login for `host` if there is one.
+    /// A command that is stopped when it takes too long, with the login for `host` if there is one.
     fn docker(&self, host: &str, login: bool) -> Command {
         let config = self.home.dir("config").unwrap();
         let logins = match login {
@@ -218,7 +222,7 @@ fn docker_and_containerd_do_what_the_table_says() {
     let (mut wrong, mut lines) = (Vec::new(), Vec::new());
     for (at, (row, again)) in rows().into_iter().zip(rows()).enumerate() {
         let name = called(row.push, row.name);
-        // An answer without end fills dockerd's memory, 20 GB in half a minute.
+        // An endless response fills dockerd's memory, 20 GB in half a minute.
         if row.skopeo == Skopeo19::NotAsked {
             lines.push(format!("{name}\t.\t.\t\n"));
             continue;
@@ -247,8 +251,8 @@ fn docker_and_containerd_do_what_the_table_says() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Docker sends a foreign layer like any other, and so does Vellum: whoever pulls it needs no URL.
-/// containerd and skopeo leave it where it is.
+/// Docker sends a foreign layer like any other, and so does Vellum: a client that pulls it needs no
+/// URL. containerd and skopeo leave it where it is.
 #[test]
 fn a_push_sends_foreign_layers_as_docker_does() {
     let home = Home::new().unwrap();

@@ -1,4 +1,4 @@
-//! The rows of the matrix: one odd behaviour each, and what comes of it.
+//! The rows of the matrix: one odd behaviour each, and its outcome.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,24 +9,24 @@ use vellum_testkit::clients::{Body, Call, Hook, OddRegistry, Reply};
 pub const LOGIN: &str = "dTpw";
 pub const SIZE: usize = 300_000;
 
-/// What comes of a row.
+/// How a pull or push ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Outcome {
     Done,
     Denied,
     NotFound,
     RateLimited,
-    /// Refused or broken in another way.
+    /// Refused, or failed in another way.
     Failed,
 }
-use End::{Denied, Done, Failed, NotFound, RateLimited};
+use Outcome::{Denied, Done, Failed, NotFound, RateLimited};
 
 /// What skopeo does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skopeo19 {
     Takes,
     Refuses,
-    /// It would take too long or for ever.
+    /// It would take too long, or forever.
     NotAsked,
 }
 use Skopeo19::{NotAsked, Refuses, Takes};
@@ -36,25 +36,25 @@ pub struct Row {
     pub push: bool,
     pub login: bool,
     pub hook: Hook,
-    pub end: End,
+    pub outcome: Outcome,
     pub skopeo: Skopeo19,
 }
 
-fn pull(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+fn pull(name: &'static str, outcome: Outcome, skopeo: Skopeo19, hook: Hook) -> Row {
     Row {
         name,
         push: false,
         login: false,
         hook,
-        end,
+        outcome,
         skopeo,
     }
 }
 
-fn pushed(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+fn pushed(name: &'static str, outcome: Outcome, skopeo: Skopeo19, hook: Hook) -> Row {
     Row {
         push: true,
-        ..pull(name, end, skopeo, hook)
+        ..pull(name, outcome, skopeo, hook)
     }
 }
 
@@ -70,7 +70,7 @@ pub fn is_layer(call: &Call) -> bool {
     call.method == "GET" && call.path.contains("/blobs/") && !call.path.contains("uploads")
 }
 
-/// Counts how often it was asked.
+/// Counts its requests.
 #[derive(Clone, Default)]
 struct Count(Arc<AtomicUsize>);
 
@@ -80,8 +80,7 @@ impl Count {
     }
 }
 
-/// Cuts the first answer with a whole layer after 100,000 bytes; what comes then is the row's
-/// business.
+/// Cuts the first response with a whole layer after 100,000 bytes; the row decides what comes then.
 fn cut_first(
     then: impl Fn(&OddRegistry, &Call, &Reply) -> Option<Reply> + Send + Sync + 'static,
 ) -> Hook {
@@ -120,7 +119,7 @@ fn start_of(call: &Call) -> Option<usize> {
         .ok()
 }
 
-/// A part of a layer that begins at `start`, said or unsaid.
+/// A range of a layer that begins at `start`, stated or not.
 fn part(whole: &Reply, start: usize, said: bool) -> Reply {
     let bytes = bytes(whole);
     let reply = Reply::new(206, bytes[start..].to_vec());
@@ -132,7 +131,7 @@ fn part(whole: &Reply, start: usize, said: bool) -> Reply {
     }
 }
 
-/// A token service and a registry that wants its tokens.
+/// A token service and a registry that requires its tokens.
 fn token(
     answer: &'static str,
     challenge: impl Fn(&OddRegistry) -> Vec<String> + Send + Sync + 'static,
@@ -182,7 +181,7 @@ pub fn basic(root_is_open: bool) -> Hook {
     })
 }
 
-/// Answers layers with a redirect of this status to a place that has them.
+/// Redirects requests for layers, with this status, to a server that has them.
 fn redirect(
     status: u16,
     to: impl Fn(&OddRegistry, &str) -> String + Send + Sync + 'static,
@@ -207,12 +206,12 @@ pub fn manifest_first(reply: Reply) -> Hook {
     })
 }
 
-/// Answers every request of this method, for a path with this in it, in this way.
+/// Answers every request of this method whose path contains this.
 pub fn always(method: &'static str, part: &'static str, reply: Reply) -> Hook {
     hook(move |_, call| (call.method == method && call.path.contains(part)).then(|| reply.clone()))
 }
 
-/// Lets the registry do its work, and answers with another status.
+/// Lets the registry handle the request, and answers with another status.
 fn status(method: &'static str, part: &'static str, status: u16, location: bool) -> Hook {
     hook(move |registry, call| {
         if call.method != method || !call.path.contains(part) {
@@ -229,7 +228,7 @@ fn status(method: &'static str, part: &'static str, status: u16, location: bool)
     })
 }
 
-/// Gives upload sessions another place.
+/// Gives upload sessions another URL.
 fn session(
     location: impl Fn(&OddRegistry, &str) -> Option<String> + Send + Sync + 'static,
 ) -> Hook {
@@ -251,7 +250,7 @@ fn session(
     })
 }
 
-/// A token is good for one upload, and then for nothing.
+/// A token is valid for one upload only.
 fn tokens_end_early() -> Hook {
     let count = Count::default();
     hook(move |registry, call| {
@@ -275,7 +274,7 @@ pub fn foreign(urls: &'static [&'static str], here: bool) -> Hook {
     hook(move |registry, call| {
         let last = call.path.rsplit('/').next()?;
         if call.path.starts_with("/elsewhere/") {
-            // Whoever shows a login here has been fooled.
+            // A client that sends a login here has been fooled.
             let stranger = call.header("authorization").is_empty();
             return Some(match registry.blob(last).filter(|_| stranger) {
                 Some(blob) => Reply::new(200, blob),
@@ -317,7 +316,7 @@ pub fn rows() -> Vec<Row> {
     let nothing = || hook(|_, _| None);
     let mut rows = vec![
         pull("a plain registry", Done, Takes, nothing()),
-        // Ranges. Skopeo doesn't go on with a broken transfer at all.
+        // Ranges. Skopeo doesn't continue a broken transfer at all.
         pull("a cut transfer", Done, Refuses, cut_first(|_, _, _| None)),
         pull(
             "a cut transfer, ranges ignored",

@@ -1,4 +1,4 @@
-//! Images for the tests of this room: synthetic ones in memory, and others taken from a source.
+//! Images for the tests of this crate: synthetic ones in memory, and others taken from a source.
 #![allow(dead_code)] // each test program uses a part of it
 
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ fn out_image(
     }
 }
 
-/// Reads a layer as an import does: inflated, hashed, compared with what the image promises.
+/// Reads a layer like an import: decompressed, hashed, compared with the image.
 pub fn read_layer(
     source: &dyn ImageSource,
     image: usize,
@@ -143,7 +143,7 @@ pub fn read_layer(
     Ok((tar, facts))
 }
 
-/// Takes the first image out of `source`, with all its layers, checked.
+/// Takes the first image from `source`, with all its layers, checked.
 pub fn take(source: &dyn ImageSource) -> (OutImage, Layers) {
     let image = &source.images()[0];
     let mut layers = Layers::default();

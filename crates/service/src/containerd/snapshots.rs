@@ -12,8 +12,8 @@
 //! of errors follows containerd's metadata store, since clients tell cases apart by them.
 
 use vellum_store::{
-    Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
-    Store, StoreError, Sweep, TreeParts, Usage,
+    Commit, Count, Filter, Info, Keep, LabelChange, Labels, PrepareOptions, SnapshotKey,
+    SnapshotKind, Store, StoreError, Sweep, TreeParts, Usage,
 };
 use vellum_sys::Dir;
 use vellum_sys::quota::ProjectQuota;
@@ -197,7 +197,7 @@ pub fn mounts(ctx: &Context, client: ClientSettings, name: &str) -> Result<Vec<M
     let store = ctx.store()?;
     let key = key(name);
     let info = store.stat(&key)?;
-    if info.kind == Kind::Committed {
+    if info.kind == SnapshotKind::Committed {
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
@@ -305,7 +305,7 @@ pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KindTotals {
     /// Their kind.
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     /// How many there are.
     pub count: u64,
     /// The layers' disk usage, as far as it has been counted.
@@ -357,7 +357,7 @@ fn visible(key: &SnapshotKey) -> SnapshotKey {
 
 fn made_visible(ctx: &Context, client: ClientSettings, mut info: Info) -> Info {
     if client.upperdir_label
-        && info.kind != Kind::View
+        && info.kind != SnapshotKind::View
         && let Some(upper) = mounts::upper_dir(ctx, adopt::shows(&info).unwrap_or(&info.key))
     {
         info.labels.insert(UPPER_DIR.into(), upper);

@@ -9,9 +9,7 @@ use std::io::Read;
 use std::path::Path;
 
 use vellum_image::recipe;
-use vellum_store::{
-    Info, Keep, Kind as SnapshotKind, LayerCommit, Registered, Shape, Sweep, TreeParts,
-};
+use vellum_store::{Info, Keep, LayerCommit, Registered, Shape, SnapshotKind, Sweep, TreeParts};
 use vellum_sys::{Cancel, Dir, FileKind, Process};
 use vellum_union::{Change, ChangeKind, Form};
 

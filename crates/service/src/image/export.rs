@@ -26,7 +26,7 @@ use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
 use vellum_image::tar::TarReader;
 use vellum_image::tar_split::split;
 use vellum_image::{LayerStream, Limits, Reference};
-use vellum_store::{Held, LeaseId, Store};
+use vellum_store::{LeaseId, LeaseResource, Store};
 use vellum_sys::rooted::Dir;
 
 use crate::context::Context;
@@ -135,8 +135,11 @@ fn told(
 
 fn hold(store: &Store, lease: &LeaseId, images: &[OutImage]) -> Result<()> {
     for layer in images.iter().flat_map(|image| &image.layers) {
-        store.hold(lease, &Held::Snapshot(exported::key(&layer.chain_id)))?;
-        store.hold(lease, &Held::Recipe(layer.diff_id))?;
+        store.hold(
+            lease,
+            &LeaseResource::Snapshot(exported::key(&layer.chain_id)),
+        )?;
+        store.hold(lease, &LeaseResource::Recipe(layer.diff_id))?;
     }
     Ok(())
 }

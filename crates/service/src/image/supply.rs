@@ -10,7 +10,7 @@ use vellum_format::Digest;
 use vellum_image::config::chain_ids;
 use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
 use vellum_image::{Reference, recipe};
-use vellum_store::{Held, ImageRecord, Lease, Store, StoreError};
+use vellum_store::{ImageRecord, Lease, LeaseResource, Store, StoreError};
 use vellum_sys::Dir;
 
 use super::key;
@@ -52,13 +52,13 @@ impl<'a> StoreSupply<'a> {
 fn hold(lease: &Lease, images: &[OutImage]) -> Result<()> {
     for image in images {
         if let Some(top) = image.layers.last() {
-            lease.hold(&Held::Snapshot(key(&top.chain_id)))?;
+            lease.hold(&LeaseResource::Snapshot(key(&top.chain_id)))?;
         }
         for layer in image.manifest.iter().flat_map(|m| &m.layers) {
-            lease.hold(&Held::Blob(layer.blob.digest))?;
+            lease.hold(&LeaseResource::Blob(layer.blob.digest))?;
         }
         for layer in &image.layers {
-            lease.hold(&Held::Recipe(layer.diff_id))?;
+            lease.hold(&LeaseResource::Recipe(layer.diff_id))?;
         }
     }
     Ok(())

@@ -25,7 +25,8 @@ use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::tar::Ending;
 use vellum_image::{Applied, ApplyTarget, LayerStream, Limits, Progress as StreamProgress};
 use vellum_store::{
-    BlobWriter, DriverKind, Held, LayerCommit, Lease, StagedFile, StagedLayer, Store, StoreError,
+    BlobWriter, DriverKind, LayerCommit, Lease, LeaseResource, StagedFile, StagedLayer, Store,
+    StoreError,
 };
 use vellum_sys::{Cancel, Dir, sync};
 use vellum_union::{DirLayer, Layer};
@@ -126,7 +127,7 @@ impl Unpacking<'_> {
     fn hold_present(&self, chain: &[ChainId]) -> Result<usize> {
         // A layer implies all layers below it, so the topmost one found decides.
         for at in (0..chain.len()).rev() {
-            if self.lease.hold(&Held::Snapshot(key(&chain[at])))? {
+            if self.lease.hold(&LeaseResource::Snapshot(key(&chain[at])))? {
                 return Ok(at + 1);
             }
         }
@@ -170,7 +171,7 @@ impl Unpacking<'_> {
         if info.diff_id.as_ref() != Some(&diff_id) || info.tar_bytes.is_none() {
             return Ok(());
         }
-        self.lease.hold(&Held::Recipe(diff_id))?;
+        self.lease.hold(&LeaseResource::Recipe(diff_id))?;
         let sound = match self.store.open_recipe(&diff_id) {
             Ok(Some(mut file)) => {
                 recipe::verify(&mut file).is_ok_and(|of| of == self.layer(at).diff_id)
@@ -202,7 +203,7 @@ impl Unpacking<'_> {
             return Ok(());
         };
         let digest = blob.blob.digest;
-        if self.lease.hold(&Held::Blob(digest))? {
+        if self.lease.hold(&LeaseResource::Blob(digest))? {
             return Ok(());
         }
         let mut writer = self.store.blob_writer(Some(&digest))?;
@@ -380,7 +381,7 @@ impl Unpacking<'_> {
             return Ok(None);
         };
         let digest = blob.blob.digest;
-        if self.lease.hold(&Held::Blob(digest))? {
+        if self.lease.hold(&LeaseResource::Blob(digest))? {
             return Ok(None);
         }
         Ok(Some(SharedBlob::new(

@@ -1,6 +1,6 @@
 //! Every rule of the plan as a row.
 
-use vellum_store::{DriverKind, Kind, LayerDir, TreeId};
+use vellum_store::{DriverKind, LayerDir, SnapshotKind, TreeId};
 
 use super::*;
 
@@ -67,7 +67,7 @@ pub(crate) fn parts(lowers: usize) -> TreeParts {
     TreeParts {
         tree: tree(0),
         driver: DriverKind::Overlay2,
-        kind: Kind::Active,
+        kind: SnapshotKind::Active,
         shape: Shape::Overlay(Overlay {
             home: "/store/overlay2".into(),
             lowers: (1..=lowers).map(layer).collect(),

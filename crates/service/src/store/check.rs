@@ -12,7 +12,7 @@ use std::io;
 use serde::Serialize;
 use vellum_format::Digest;
 use vellum_image::recipe;
-use vellum_store::{CheckOptions, Finding, Info, Kind, Store, StoreError};
+use vellum_store::{CheckOptions, Finding, Info, SnapshotKind, Store, StoreError};
 use vellum_sys::{Dir, with_causes};
 
 use crate::context::Context;
@@ -53,7 +53,7 @@ pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {
 fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<()> {
     let mut layers = Vec::new();
     store.walk(&[], |info| {
-        if let (Kind::Committed, Some(diff_id)) = (info.kind, info.diff_id) {
+        if let (SnapshotKind::Committed, Some(diff_id)) = (info.kind, info.diff_id) {
             layers.push((info, diff_id));
         }
         Ok::<_, Error>(())

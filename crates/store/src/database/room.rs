@@ -1,8 +1,9 @@
-//! What is done so that the database works on a disk without room.
+//! What keeps the database working on a full disk.
 //!
-//! The journal holds every page of the database before a transaction needs it to, so that one that
-//! only removes writes over blocks that are there. Where writing over copies (btrfs), database and
-//! journal are exempt from that. Making room in the first place, by the reserve, is `store.rs`'s.
+//! The journal is grown to hold every page of the database before a transaction needs it, so one
+//! that only removes rows overwrites blocks that are there. Where overwriting copies (btrfs),
+//! database and journal are marked no-copy-on-write. `store.rs` frees space when there is none,
+//! from the reserve.
 
 use std::{
     fs,
@@ -19,11 +20,11 @@ use crate::{
     layout,
 };
 
-/// The least that the journal holds. Enough for any removal from a small store.
+/// The minimum size of the journal. Enough for any removal from a small store.
 const JOURNAL_BYTES: u64 = 1 << 20;
 
 impl Database {
-    /// Says what stood in the way if SQLite only knows that it could not write: a quota (EDQUOT) is
+    /// Says what the obstacle was if SQLite only knows that it could not write: a quota (EDQUOT) is
     /// an I/O error to it.
     pub(super) fn without_room(&self, error: StoreError) -> StoreError {
         let StoreError::Database {
@@ -43,16 +44,16 @@ impl Database {
                 path: self.path.clone(),
                 source,
             },
-            // There is room, or this says no more than SQLite does.
+            // There is space, or this error says no more than SQLite's.
             _ => error,
         }
     }
 
-    /// Grows the journal to hold every page of the database, so that no later removal needs room
+    /// Grows the journal to hold every page of the database, so that no later removal needs space
     /// for it.
     ///
-    /// Without room the journal stays as it is: the next command tries again, and a removal that
-    /// lacks room spends the reserve.
+    /// Without space the journal stays as it is. The next command tries again, and a removal that
+    /// lacks space spends the reserve.
     pub(super) fn grow_journal(&self, connection: &Connection) {
         let grown = (|| -> Result<()> {
             let journal = journal_of(&self.path);
@@ -65,12 +66,12 @@ impl Database {
             if has >= needs {
                 return Ok(());
             }
-            // With this lock nobody else writes to the journal, and what lies behind its records is
-            // never read.
+            // With this lock no other process writes to the journal, and what follows its records
+            // is never read.
             let tx = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
                 .db("lock the database")?;
             if has == 0 && !layout::exists(&journal)? {
-                // Another program has written, and deletes its journals.
+                // Another program has written, and it deletes its journals.
                 create_without_copies(&journal)?;
             }
             append_zeros(&journal, needs)?;
@@ -79,19 +80,18 @@ impl Database {
         if let Err(error) = grown {
             tracing::debug!(
                 error = vellum_sys::with_causes(&error),
-                "the database's journal is not grown beforehand"
+                "cannot grow the database's journal in advance"
             );
         }
     }
 }
 
-/// Tells whether what is written over goes to another place on disk, so that a full disk has no
-/// room for it.
+/// Returns whether overwriting allocates new blocks, so that a full disk has no space for it.
 pub(super) fn copies_on_write(path: &Path) -> Result<bool> {
     Ok(probe::fs_name_of(path)? == "btrfs")
 }
 
-/// Writes a block to a file without a name. Errors: what the file system says.
+/// Writes a block to an unnamed file. Errors: what the file system says.
 fn try_room(dir: &Path) -> std::io::Result<()> {
     let file = fs::OpenOptions::new()
         .write(true)
@@ -114,14 +114,14 @@ pub(crate) fn journal_of(path: &Path) -> PathBuf {
     suffixed(path, "-journal")
 }
 
-/// Returns the path of one of a database's companions.
+/// Returns the path of one of the files that accompany a database.
 pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut companion = path.as_os_str().to_owned();
     companion.push(suffix);
     companion.into()
 }
 
-/// Makes an empty file, 0600, that is written in place even where the file system copies on write.
+/// Creates an empty file, 0600, that is overwritten in place even on a copy-on-write file system.
 pub(crate) fn create_without_copies(path: &Path) -> Result<()> {
     let file = fs::OpenOptions::new()
         .write(true)
@@ -133,18 +133,18 @@ pub(crate) fn create_without_copies(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has an empty file written in place even where the file system copies on write; others know no
-/// such flag.
+/// Marks an empty file to be overwritten in place even on a copy-on-write file system. Other file
+/// systems have no such flag.
 pub(crate) fn write_without_copies(file: &fs::File) {
     if let Ok(flags) = vellum_sys::flags::get(file)
         && let Err(error) = vellum_sys::flags::set(file, flags | vellum_sys::flags::NO_COPY)
     {
-        tracing::debug!(%error, "no such flag here");
+        tracing::debug!(%error, "this file system has no such flag");
     }
 }
 
-/// Writes zeros behind the end of a file until it has `length_bytes`, and syncs it: its blocks are
-/// there then, not only promised.
+/// Appends zeros to a file until it has `length_bytes`, and syncs it: its blocks are then
+/// allocated, not only promised.
 fn append_zeros(path: &Path, length_bytes: u64) -> Result<()> {
     static CHUNK: [u8; 1 << 16] = [0; 1 << 16];
     let file = fs::OpenOptions::new()
@@ -166,8 +166,9 @@ fn append_zeros(path: &Path, length_bytes: u64) -> Result<()> {
     if grown.is_err()
         && let Err(error) = file.set_len(begin)
     {
-        // It was to be given back: on a full disk every block may be the one that another needs.
-        tracing::debug!(%error, "the journal keeps what it got");
+        // It should have been given back: on a full disk every block may be the one that something
+        // else needs.
+        tracing::debug!(%error, "the journal keeps the blocks it got");
     }
     grown.on("grow", path)
 }

@@ -16,7 +16,7 @@ use crate::{
     clone::{Files, clone_tree},
     error::{Result, StoreError},
     layout::{Layout, make_dir},
-    snapshot::{Kind, Usage},
+    snapshot::{SnapshotKind, Usage},
     walk,
 };
 
@@ -46,9 +46,9 @@ impl super::Driver for Native {
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
         let root = dir.join("root");
         match (new.parents.first(), new.kind) {
-            (Some(_), Kind::View) => Ok(false),
+            (Some(_), SnapshotKind::View) => Ok(false),
             (None, _) => make_dir(&root, 0o755).map(|()| false),
-            (Some(parent), Kind::Active | Kind::Committed) => {
+            (Some(parent), SnapshotKind::Active | SnapshotKind::Committed) => {
                 make_dir(&root, 0o755)?;
                 clone_tree(&root_of(layout, parent), &root, Files::Copy)?;
                 Ok(true)
@@ -57,7 +57,7 @@ impl super::Driver for Native {
     }
 
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
-        if new.kind == Kind::View && !new.parents.is_empty() {
+        if new.kind == SnapshotKind::View && !new.parents.is_empty() {
             vec![]
         } else {
             vec!["root"]
@@ -90,14 +90,14 @@ impl super::Driver for Native {
     fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape {
         let base = parents.first().map(|parent| root_of(layout, parent));
         match (tree.kind, base) {
-            (Kind::View, Some(base)) => Shape::Plain {
+            (SnapshotKind::View, Some(base)) => Shape::Plain {
                 root: base,
                 read_only: true,
                 base: None,
             },
             (kind, base) => Shape::Plain {
                 root: root_of(layout, tree),
-                read_only: kind != Kind::Active,
+                read_only: kind != SnapshotKind::Active,
                 base,
             },
         }
@@ -115,7 +115,7 @@ impl super::Driver for Native {
         _: bool,
     ) -> Result<Vec<Finding>> {
         let root = root_of(layout, tree);
-        match tree.kind == Kind::View && !parents.is_empty() {
+        match tree.kind == SnapshotKind::View && !parents.is_empty() {
             true => Ok(Vec::new()),
             false => Finding::unless_there(&root),
         }

@@ -11,9 +11,9 @@
 //!     merged/          0700   its mount point
 //! ```
 //!
-//! A layer costs its directories and a name for each file. A file with all the names its inode can
-//! have is copied. Marks other than whiteouts and opaque directories can't be kept in plain trees,
-//! so such trees are mounted without redirect_dir and metacopy.
+//! A layer costs its directories and a name for each file. A file whose inode has as many names as
+//! it can have is copied. Marks other than whiteouts and opaque directories can't be kept in plain
+//! trees, so such trees are mounted without redirect_dir and metacopy.
 
 use std::path::{Path, PathBuf};
 
@@ -25,10 +25,10 @@ use super::{
     overlay2::{check_small, copy_root_attributes, write_small},
 };
 use crate::{
-    clone::{Files, clone_tree, lay_upper},
+    clone::{Files, clone_tree, merge_upper},
     error::{Result, StoreError},
     layout::{self, Layout, damaged, exists, make_dir},
-    snapshot::{Kind, Usage},
+    snapshot::{SnapshotKind, Usage},
     walk,
 };
 
@@ -42,7 +42,7 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
     dir_of(layout, tree).join("root")
 }
 
-/// What a writable tree has and a layer has not.
+/// What a writable tree has and a layer doesn't.
 const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
 
 impl super::Driver for Overlay1 {
@@ -62,13 +62,13 @@ impl super::Driver for Overlay1 {
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
         match (new.parents.first(), new.kind) {
             (None, _) => make_dir(&dir.join("root"), 0o755).map(|()| false),
-            (Some(_), Kind::View) => Ok(false),
-            (Some(parent), Kind::Committed) => {
+            (Some(_), SnapshotKind::View) => Ok(false),
+            (Some(parent), SnapshotKind::Committed) => {
                 make_dir(&dir.join("root"), 0o755)?;
                 clone_tree(&root_of(layout, parent), &dir.join("root"), Files::Link)?;
                 Ok(true)
             }
-            (Some(parent), Kind::Active) => {
+            (Some(parent), SnapshotKind::Active) => {
                 make_dir(&dir.join("upper"), 0o755)?;
                 copy_root_attributes(&root_of(layout, parent), &dir.join("upper"))?;
                 make_dir(&dir.join("work"), 0o700)?;
@@ -81,9 +81,9 @@ impl super::Driver for Overlay1 {
 
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
         match (new.parents.is_empty(), new.kind) {
-            (true, _) | (_, Kind::Committed) => vec!["root"],
-            (_, Kind::View) => vec![],
-            (_, Kind::Active) => WRITABLE.to_vec(),
+            (true, _) | (_, SnapshotKind::Committed) => vec!["root"],
+            (_, SnapshotKind::View) => vec![],
+            (_, SnapshotKind::Active) => WRITABLE.to_vec(),
         }
     }
 
@@ -96,11 +96,11 @@ impl super::Driver for Overlay1 {
             return Ok(());
         };
         let upper = dir.join("upper");
-        if tree.kind != Kind::Active || !exists(&upper)? {
+        if tree.kind != SnapshotKind::Active || !exists(&upper)? {
             return Ok(());
         }
         let home = layout::dir(dir)?;
-        // A commit that was cut short may have left either: both are older than the upper.
+        // An interrupted commit may have left either: both are older than the upper.
         home.remove_tree("tmproot")?;
         home.remove_tree("root")?;
         let fresh = dir.join("tmproot");
@@ -111,7 +111,7 @@ impl super::Driver for Overlay1 {
             None => Process::read().prefix(),
         };
         clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;
-        lay_upper(&upper, &fresh, prefix)?;
+        merge_upper(&upper, &fresh, prefix)?;
         plain::rename(&fresh, &dir.join("root")).map_err(damaged)
     }
 
@@ -138,7 +138,7 @@ impl super::Driver for Overlay1 {
         parents: &[TreeRef],
     ) -> Result<Usage> {
         match (tree.kind, parents.first()) {
-            (Kind::Active, Some(_)) => walk::usage(&dir.join("upper"), None),
+            (SnapshotKind::Active, Some(_)) => walk::usage(&dir.join("upper"), None),
             (_, None) => walk::usage(&dir.join("root"), None),
             (_, Some(parent)) => {
                 let shared = walk::shared_inodes(&root_of(layout, parent))?;
@@ -157,21 +157,21 @@ impl super::Driver for Overlay1 {
             features: tree.features,
         };
         match (tree.kind, parents.first()) {
-            (Kind::Active, Some(parent)) => Shape::Overlay(Overlay {
+            (SnapshotKind::Active, Some(parent)) => Shape::Overlay(Overlay {
                 home: layout.driver(DriverKind::Overlay),
                 lowers: vec![layer(parent, root_of(layout, parent))],
                 upper: Some(layer(tree, own.join("upper"))),
                 work: Some(own.join("work")),
                 merged: own.join("merged"),
             }),
-            (Kind::View, Some(parent)) => Shape::Plain {
+            (SnapshotKind::View, Some(parent)) => Shape::Plain {
                 root: root_of(layout, parent),
                 read_only: true,
                 base: None,
             },
             (kind, parent) => Shape::Plain {
                 root: own.join("root"),
-                read_only: kind != Kind::Active,
+                read_only: kind != SnapshotKind::Active,
                 base: parent.map(|parent| root_of(layout, parent)),
             },
         }
@@ -192,9 +192,9 @@ impl super::Driver for Overlay1 {
         let mut found = Vec::new();
         let (needed, others): (&[&str], &[&str]) = match (tree.kind, parents.is_empty()) {
             (_, true) => (&["root"], &[]),
-            (Kind::Committed, false) => (&["root"], &WRITABLE),
-            (Kind::Active, false) => (&["upper"], &["root", "tmproot"]),
-            (Kind::View, false) => (&[], &[]),
+            (SnapshotKind::Committed, false) => (&["root"], &WRITABLE),
+            (SnapshotKind::Active, false) => (&["upper"], &["root", "tmproot"]),
+            (SnapshotKind::View, false) => (&[], &[]),
         };
         for name in needed {
             found.extend(Finding::unless_there(&dir.join(name))?);
@@ -206,13 +206,13 @@ impl super::Driver for Overlay1 {
                 }
                 found.push(Finding {
                     what: dir.join(name).display().to_string(),
-                    why: "left by a commit that was cut short".into(),
+                    why: "left by an interrupted commit".into(),
                     healed: heal,
                 });
             }
         }
-        if let (Kind::Active, Some(parent)) = (tree.kind, parents.first()) {
-            // `merged` comes and goes with the mount.
+        if let (SnapshotKind::Active, Some(parent)) = (tree.kind, parents.first()) {
+            // `merged` is created and removed with the mount.
             found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
             let path = dir.join("lower-id");
             found.extend(check_small(&path, parent.id.as_str(), 0o600, heal)?);

@@ -1,4 +1,4 @@
-//! The `overlay2` layout, to the letter of Docker's.
+//! The `overlay2` layout, exactly Docker's.
 //!
 //! ```text
 //! overlay2/            0710
@@ -9,10 +9,10 @@
 //!     lower            0644   l/AAA:l/BBB, nearest parent first; absent without a parent
 //!     work/            0700   absent without a parent and in views
 //!     committed        0600   empty; the tree is a layer and mounts read-only
-//!     merged/          0700   only while somebody mounts there
+//!     merged/          0700   only while something is mounted there
 //! ```
 //!
-//! `link`, `lower` and `l/` are derived from the record and are put right when they disagree with
+//! `link`, `lower` and `l/` are derived from the record and are repaired when they disagree with
 //! it, so that an empty `link` (what a power loss leaves) never makes `l/` itself a layer.
 
 use std::{
@@ -33,7 +33,7 @@ use crate::{
     clone::copy_attributes,
     error::{IoContext, Result, StoreError},
     layout::{self, Layout, damaged, make_dir, set_mode},
-    snapshot::{Kind, Usage},
+    snapshot::{SnapshotKind, Usage},
     walk,
 };
 
@@ -43,14 +43,14 @@ fn home(layout: &Layout) -> PathBuf {
     layout.driver(DriverKind::Overlay2)
 }
 
-/// The directory of short names, as it stands in `lower` and in mount options.
+/// The directory of short names, as it appears in `lower` and in mount options.
 const LINKS: &str = "l";
 
 fn link_at(layout: &Layout, link: &LinkId) -> PathBuf {
     home(layout).join(LINKS).join(link.as_str())
 }
 
-/// What a short name says: the way from [`LINKS`] to what a layer holds.
+/// The target of a short name: the path from [`LINKS`] to a layer's directory.
 fn link_target(tree: &TreeId) -> String {
     format!("../{tree}/diff")
 }
@@ -70,8 +70,8 @@ fn lower_line(parents: &[TreeRef]) -> Result<String> {
     Ok(links.join(":"))
 }
 
-/// Writes a small file of the derived view, in the place of whatever was there: nothing is opened
-/// but what is made here.
+/// Writes a small derived file, replacing whatever was there. It opens only what it has created
+/// itself.
 pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (dir, name) = plain::place("write", path, Links::Nowhere).map_err(damaged)?;
     let mut file = match dir.create_file(name, 0o600) {
@@ -85,7 +85,7 @@ pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     file.write_all(bytes).on("write", path)
 }
 
-/// Compares a small file with what follows from the record.
+/// Compares a small file with what the record implies.
 pub(super) fn check_small(
     path: &Path,
     expect: &str,
@@ -96,7 +96,7 @@ pub(super) fn check_small(
         Ok(Some(bytes)) if bytes == expect.as_bytes() => return Ok(None),
         Ok(None) => "missing".to_owned(),
         Ok(Some(bytes)) if bytes.is_empty() => "empty".to_owned(),
-        Ok(Some(_)) => "not what the record says".to_owned(),
+        Ok(Some(_)) => "differs from the record".to_owned(),
         Err(StoreError::Damaged { why, .. }) => why,
         // It says nothing that the record doesn't.
         Err(e) => with_causes(&e),
@@ -111,8 +111,8 @@ pub(super) fn check_small(
     }))
 }
 
-/// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The
-/// merged root shows the upper's.
+/// Gives `dir` the attributes of `model`'s root directory, except marks: owner, xattrs, mode, time.
+/// The merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
     copy_attributes(&layout::dir(model)?, &layout::dir(dir)?)
 }
@@ -144,7 +144,7 @@ impl super::Driver for Overlay2 {
     }
 
     fn leads_to(&self, layout: &Layout, link: &LinkId) -> Option<TreeId> {
-        // The text is read and nothing followed: it may say anything.
+        // The link's text is read, not followed: it may say anything.
         let target = std::fs::read_link(link_at(layout, link)).ok()?;
         let tree = target
             .to_str()?
@@ -170,7 +170,7 @@ impl super::Driver for Overlay2 {
                 lower_line(new.parents)?.as_bytes(),
                 0o644,
             )?;
-            if new.kind != Kind::View {
+            if new.kind != SnapshotKind::View {
                 make_dir(&dir.join("work"), 0o700)?;
             }
         }
@@ -181,7 +181,7 @@ impl super::Driver for Overlay2 {
         let mut parts = vec!["diff", "link"];
         if !new.parents.is_empty() {
             parts.push("lower");
-            if new.kind != Kind::View {
+            if new.kind != SnapshotKind::View {
                 parts.push("work");
             }
         }
@@ -261,12 +261,12 @@ impl super::Driver for Overlay2 {
         };
         let lowers: Vec<LayerDir> = parents.iter().map(layer).collect();
         match (tree.kind, lowers.as_slice()) {
-            (Kind::Active, []) => plain(own.join("diff"), false),
-            (Kind::Active, _) => stacked(lowers, true),
-            (Kind::Committed | Kind::View, []) => plain(own.join("diff"), true),
-            (Kind::View, [only]) => plain(only.dir.clone(), true),
-            (Kind::View, _) => stacked(lowers, false),
-            (Kind::Committed, _) => {
+            (SnapshotKind::Active, []) => plain(own.join("diff"), false),
+            (SnapshotKind::Active, _) => stacked(lowers, true),
+            (SnapshotKind::Committed | SnapshotKind::View, []) => plain(own.join("diff"), true),
+            (SnapshotKind::View, [only]) => plain(only.dir.clone(), true),
+            (SnapshotKind::View, _) => stacked(lowers, false),
+            (SnapshotKind::Committed, _) => {
                 stacked(std::iter::once(layer(tree)).chain(lowers).collect(), false)
             }
         }
@@ -300,21 +300,23 @@ impl super::Driver for Overlay2 {
         if !parents.is_empty() {
             small("lower", &lower_line(parents)?, 0o644)?;
         }
-        if tree.kind == Kind::Committed {
+        if tree.kind == SnapshotKind::Committed {
             small("committed", "", 0o600)?;
         }
         found.extend(check_link(layout, tree, heal)?);
         let work = dir.join("work");
         found.extend(match tree.kind {
-            Kind::Active if !parents.is_empty() => Finding::unless_made(&work, 0o700, heal)?,
-            // Nothing uses it any more; a link there is still a way out of the store.
+            SnapshotKind::Active if !parents.is_empty() => {
+                Finding::unless_made(&work, 0o700, heal)?
+            }
+            // Nothing uses it any more, but a link there would still lead out of the store.
             _ => Finding::unless_made_or_missing(&work, 0o700, heal)?,
         });
         Ok(found)
     }
 }
 
-/// Makes a symbolic link in a directory of the store.
+/// Creates a symbolic link in a directory of the store.
 fn make_link(at: &Path, target: &str) -> Result<()> {
     let (dir, name) = plain::place("link", at, Links::Nowhere).map_err(damaged)?;
     Ok(dir.symlink(target, name)?)
@@ -329,7 +331,7 @@ fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding
     let found = layout::dir(&links).map(|dir| dir.read_link(link.as_str()));
     let why = match found {
         Ok(Ok(got)) if got == *target => return Ok(Vec::new()),
-        Ok(Ok(_)) => "points elsewhere",
+        Ok(Ok(_)) => "points to something else",
         Ok(Err(e)) if e.is_not_found() => "missing",
         Ok(Err(_)) => "not a link",
         Err(StoreError::Sys(e)) if e.is_not_found() => "missing",
@@ -337,7 +339,7 @@ fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding
     };
     if heal {
         make_dir(&links, 0o700)?;
-        // Not atomic, but what is replaced is wrong, and whoever comes between does the same.
+        // Not atomic, but what is replaced is wrong, and a process in between does the same.
         plain::unlink(&at).map_err(damaged)?;
         match make_link(&at, &target) {
             Err(StoreError::Sys(e)) if e.is_exists() => {}
@@ -351,7 +353,7 @@ fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding
     }])
 }
 
-/// Replaces a small file atomically: a reader sees the old or the new, never an empty one.
+/// Replaces a small file atomically: a reader sees the old or the new one, never an empty one.
 fn replace_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");

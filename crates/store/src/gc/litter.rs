@@ -1,8 +1,8 @@
-//! Litter: what lies in the store's directories and has no record.
+//! Litter: what is in the store's directories without a record.
 //!
-//! Its maker may live, and be about to record it: so it is taken only under the lock that a maker
-//! has, and after a second look at the database. What a name means is `located.rs`'s to say, and
-//! strangers are left alone.
+//! The process that made it may be alive and about to record it. So it is removed only under the
+//! lock that such a process holds, and after a second look at the database. `located.rs` says what
+//! a name means; unknown names are left alone.
 
 use std::{
     collections::HashSet,
@@ -16,15 +16,15 @@ use crate::{
     following, layout,
     located::{Located, Shelf},
     rebuild::rebuilt_leases,
+    record_lock::RecordLock,
     rows,
     store::Store,
-    turn::Turn,
     tx::{self, Fate, Litter},
 };
 
 impl Store {
-    /// Deletes what earlier removals left in the trash, and what dead processes left staged. Cheap
-    /// if there is nothing.
+    /// Deletes what earlier removals left in the trash and what dead processes left in staging.
+    /// Cheap if there is nothing.
     pub fn sweep(&self) -> Result<Vec<Garbage>> {
         self.inner.database.refuse_if_rolled_back()?;
         Ok(tx::sweep(self.layout(), false)?
@@ -33,8 +33,9 @@ impl Store {
             .collect())
     }
 
-    /// Removes a file or directory whose name may come again, unless its maker lives or a record of
-    /// it has appeared: then `None`. Else true if it is gone, false if part of it is mounted over.
+    /// Removes a file or directory whose name may be used again. Returns `None` if the process that
+    /// made it is alive or a record of it has appeared; otherwise true if it is gone, false if part
+    /// of it is mounted over.
     pub(crate) fn discard_named(&self, path: &Path, located: &Located) -> Result<Option<bool>> {
         let Some(_lock) = tx::try_own(path)? else {
             return Ok(None);
@@ -54,10 +55,10 @@ impl Store {
 
     pub(super) fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         let mut found: Vec<Litter> = Vec::new();
-        // What a rebuild could not put back is kept until an operator has looked.
+        // What a rebuild could not restore is kept until an operator has looked.
         if self.read(rebuilt_leases)?.is_empty() {
             for shelf in Shelf::all() {
-                // Trees that a dry run leaves where they are, and does not count on any more.
+                // Trees that a dry run leaves in place but no longer counts as existing.
                 let would = found.iter().filter(|litter| litter.fate == Fate::Would);
                 let going: HashSet<PathBuf> = would.map(|litter| litter.path.clone()).collect();
                 for (path, located) in self.unrecorded(shelf)? {
@@ -69,13 +70,14 @@ impl Store {
         Ok(found.into_iter().map(Garbage::from).collect())
     }
 
-    /// Returns what lies on a shelf without a record, strangers and what is swept anyway included.
+    /// Returns what is on a shelf without a record, including unknown names and what is swept
+    /// anyway.
     fn unrecorded(&self, shelf: Shelf) -> Result<Vec<(PathBuf, Located)>> {
         let held = self.layout().holds(shelf)?;
         self.read(|tx| {
             let names = match shelf {
-                // All at once: by the name of its file alone a container is not found without a
-                // look at every id.
+                // All at once: a container can't be found by its file's name alone without looking
+                // at every id.
                 Shelf::Records => following::all_names(tx)?,
                 _ => HashSet::new(),
             };
@@ -98,7 +100,7 @@ impl Store {
         self.read(|tx| rows::is_recorded(tx, located))
     }
 
-    /// Takes one thing away that had no record a moment ago, if it has none still and nobody is
+    /// Removes one thing that had no record a moment ago, if it still has none and no process is
     /// making it.
     fn take_unrecorded(
         &self,
@@ -108,7 +110,7 @@ impl Store {
         dry_run: bool,
     ) -> Result<Option<Litter>> {
         let layout = self.layout();
-        // What can't be looked at is taken to be there.
+        // What can't be looked at is assumed to be there.
         let stays = |kind, tree: &TreeId| {
             let path = layout.tree(kind, tree);
             !going.contains(&path) && layout::exists(&path).unwrap_or(true)
@@ -129,7 +131,7 @@ impl Store {
                 let leads_somewhere = tree.is_some_and(|tree| stays(*kind, &tree));
                 match leads_somewhere || self.is_recorded(located)? {
                     true => Ok(None),
-                    false => take(path, "a short name that leads nowhere"),
+                    false => take(path, "a short name without a tree"),
                 }
             }
             Located::Record(tree) => {
@@ -140,8 +142,8 @@ impl Store {
                 }
             }
             Located::Sidecar(..) => {
-                // Another process may just be writing it, before its row or after.
-                let _turn = Turn::at_sidecars(self)?;
+                // Another process may be writing it just now, before its row or after.
+                let _lock = RecordLock::of_sidecars(self)?;
                 match tx::try_own(&path)? {
                     Some(_lock) if !self.is_recorded(located)? => {
                         take(path, "the record file of something that is gone")
@@ -156,7 +158,7 @@ impl Store {
             Located::Volume(_) => {
                 self.take_file(path, located, "a volume without a record", dry_run)
             }
-            // The sweep's.
+            // The sweep handles these.
             Located::Staged | Located::Trashed => Ok(None),
             Located::Shelf(_)
             | Located::Content

@@ -1,12 +1,12 @@
-//! What is alive: who holds which snapshot, blob and recipe.
+//! What is alive: what holds which snapshot, blob and recipe.
 //!
-//! One text says it ([`HOLDERS`]), and everyone asks that: the collector takes what has no holder,
-//! `why` names the holders, `df` counts what has none. A snapshot is held by whoever holds it or
-//! anything that stands on it; a recipe by whoever holds a snapshot of its diff id, or the digest
-//! itself.
+//! One query says it ([`HOLDERS`]), and everything asks that: the collector removes what has no
+//! holder, `why` names the holders, `df` counts what has none. A snapshot is held by the holders of
+//! itself and of all its descendants; a recipe by the holders of any snapshot of its diff id, and
+//! of the digest itself.
 //!
-//! Which leases still hold something the database can't tell, since many live as long as their
-//! process: [`Alive::now`] looks once, and its answers are of that moment.
+//! The database can't say which leases still hold something, since many live as long as their
+//! process: [`Alive::now`] looks once, and its answers are as of that moment.
 
 use rusqlite::{Params, Row, Transaction, params};
 use vellum_format::Digest;
@@ -17,9 +17,9 @@ use crate::{
     snapshot::SnapshotKey,
 };
 
-/// Who holds what, as of one moment.
+/// What holds what, as of one moment.
 pub(crate) struct Alive {
-    /// Leases whose process is gone or whose time is over, with their purpose.
+    /// Leases whose process is gone or that have expired, with their purpose.
     pub over: Vec<(String, String)>,
     /// Their ids as JSON, for the statements.
     over_json: String,
@@ -35,7 +35,7 @@ pub(crate) enum Holdable<'a> {
     Recipe(&'a Digest),
 }
 
-/// What holds something. Sorted by kind, then containers by name and all else by id.
+/// What holds something. Sorted by type, then containers by name and all others by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     Container {
@@ -51,9 +51,9 @@ pub(crate) enum Holder {
     Kept(SnapshotKey),
 }
 
-/// `holds` has a row for each holder of a snapshot, `holds_digest` for each of a blob or recipe;
-/// `live` are the snapshots that have a holder, directly or through what stands on them. `?1`: the
-/// leases that are over.
+/// `holds` has a row for each holder of a snapshot, `holds_digest` for each holder of a blob or
+/// recipe; `live` are the snapshots that have a holder, directly or through their descendants.
+/// `?1`: the leases that have ended.
 const HOLDERS: &str = "WITH RECURSIVE \
      alive (id, purpose) AS ( \
          SELECT id, purpose FROM leases WHERE id NOT IN (SELECT value FROM json_each(?1))), \
@@ -76,7 +76,7 @@ const HOLDERS: &str = "WITH RECURSIVE \
 const ORDER: &str = "ORDER BY kind, CASE kind WHEN 1 THEN name ELSE id END";
 
 impl Alive {
-    /// Looks which leases are over.
+    /// Finds the leases that have ended.
     pub fn now(tx: &Transaction<'_>) -> Result<Self> {
         let over = leases::over(tx)?;
         let ids: Vec<&str> = over.iter().map(|(id, _)| id.as_str()).collect();
@@ -86,7 +86,7 @@ impl Alive {
         })
     }
 
-    /// Returns the row numbers of all snapshots that nothing holds, the last made first.
+    /// Returns the row numbers of all snapshots that nothing holds, newest first.
     pub fn unheld_snapshots(&self, tx: &Transaction<'_>) -> Result<Vec<i64>> {
         let rest = "SELECT id FROM snapshots WHERE id NOT IN live ORDER BY id DESC";
         self.list(tx, rest, params![self.over_json], |row| row.get(0))
@@ -118,13 +118,13 @@ impl Alive {
         )
     }
 
-    /// Returns everything that holds a thing; nothing: the next collection takes it.
+    /// Returns everything that holds a thing; if nothing does, the next gc removes it.
     pub fn holders(&self, tx: &Transaction<'_>, thing: Holdable<'_>) -> Result<Vec<Holder>> {
         const ABOVE: &str = "UNION SELECT s.id FROM above JOIN snapshots s ON s.parent = above.id)";
         const HOLD_ABOVE: &str = "SELECT kind, id, name FROM holds WHERE snapshot IN above";
         const HOLD_DIGEST: &str = "SELECT kind, id, name FROM holds_digest WHERE digest = ?2";
         let over = &self.over_json;
-        // What stands on a thing, and so holds it, begins with the snapshots that it is of.
+        // The descendants of a thing, which hold it, start with its own snapshots.
         let found = match thing {
             Holdable::Snapshot(id) => self.list(
                 tx,
@@ -169,7 +169,7 @@ impl Alive {
         params: impl Params,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        const OP: &str = "look who holds what";
+        const OP: &str = "look up what is held";
         let mut statement = tx.prepare_cached(&format!("{HOLDERS} {rest}")).db(OP)?;
         let rows = statement.query_map(params, read).db(OP)?;
         rows.map(|row| row.db(OP)).collect()

@@ -1,4 +1,4 @@
-//! Table `blobs`: what lies under `content/`.
+//! Table `blobs`: what is under `content/`.
 
 use rusqlite::{Transaction, params};
 use vellum_format::Digest;
@@ -9,7 +9,7 @@ use crate::{
     snapshot::Usage,
 };
 
-/// Tells whether there is a record of a blob.
+/// Returns whether there is a record of a blob.
 pub(crate) fn has(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)";
     exists(tx, sql, &digest.to_string())
@@ -19,7 +19,7 @@ pub(crate) fn has(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
 pub(crate) fn size(tx: &Transaction<'_>, digest: &Digest) -> Result<Option<u64>> {
     let sizes = list(
         tx,
-        "look a blob up",
+        "look up a blob",
         "SELECT size FROM blobs WHERE digest = ?1",
         [digest.to_string()],
         |row| Ok(row.get::<_, i64>(0)? as u64),
@@ -42,7 +42,7 @@ pub(crate) fn usage(tx: &Transaction<'_>) -> Result<Usage> {
     total(tx, "SELECT coalesce(sum(size), 0), count(*) FROM blobs")
 }
 
-/// Records a blob, unless it is recorded.
+/// Records a blob, unless it is recorded already.
 pub(crate) fn insert(tx: &Transaction<'_>, digest: &Digest, size_bytes: u64) -> Result<()> {
     tx.execute(
         "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",

@@ -50,13 +50,13 @@ fn select(
 
 /// Finds a container by id.
 pub(crate) fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<ContainerRecord>> {
-    Ok(select(tx, "look a container up", "WHERE c.id = ?1", [id])?.pop())
+    Ok(select(tx, "look up a container", "WHERE c.id = ?1", [id])?.pop())
 }
 
-/// Finds a container by name or id; an id goes before a name.
+/// Finds a container by name or id; an id takes precedence over a name.
 pub(crate) fn find_any(tx: &Transaction<'_>, name_or_id: &str) -> Result<Option<ContainerRecord>> {
     let rest = "WHERE c.name = ?1 OR c.id = ?1 ORDER BY c.id = ?1 DESC LIMIT 1";
-    Ok(select(tx, "look a container up", rest, [name_or_id])?.pop())
+    Ok(select(tx, "look up a container", rest, [name_or_id])?.pop())
 }
 
 /// Returns all containers, newest first.
@@ -83,7 +83,7 @@ pub(crate) fn by_digest(tx: &Transaction<'_>, digest: &Digest) -> Result<Option<
         .find(|id| Digest::of(id.as_bytes()) == *digest))
 }
 
-/// Returns the names of the containers that were made from an image, sorted.
+/// Returns the names of the containers created from an image, sorted.
 pub(crate) fn of_image(tx: &Transaction<'_>, image: &Digest) -> Result<Vec<String>> {
     let sql = "SELECT name FROM containers WHERE image = ?1 ORDER BY name";
     list(tx, "look for users", sql, [image.to_string()], |row| {
@@ -109,7 +109,7 @@ pub(crate) fn of_volume(tx: &Transaction<'_>, volume: &str) -> Result<Option<Str
     .db("look for users")
 }
 
-/// Tells whether a container has this name or id.
+/// Returns whether a container has this name or id.
 pub(crate) fn has_name(tx: &Transaction<'_>, name: &str) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM containers WHERE name = ?1 OR id = ?1)";
     exists(tx, sql, name)

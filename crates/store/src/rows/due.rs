@@ -1,12 +1,12 @@
-//! Table `records_due`: names of record files that may be behind their rows, with the generation
-//! that they are due for.
+//! Table `records_due`: names of record files that may be older than their rows, with the
+//! generation for which they are due.
 
 use rusqlite::{Transaction, params};
 
 use super::list;
 use crate::error::{DbContext, Result};
 
-/// Puts a name on the list, or raises what it is due for.
+/// Puts a name on the list, or raises its generation.
 pub(crate) fn note(tx: &Transaction<'_>, name: &str, generation: u64) -> Result<()> {
     tx.prepare_cached(
         "INSERT INTO records_due (name, generation) VALUES (?1, ?2) \

@@ -9,7 +9,7 @@ pub(crate) fn get(tx: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<S
         .optional()
 }
 
-/// Sets a fact, or replaces it. A value of the same length needs no room.
+/// Sets a fact, or replaces it. A value of the same length needs no space.
 pub(crate) fn set(connection: &Connection, name: &str, value: &str) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT OR REPLACE INTO store (name, value) VALUES (?1, ?2)")?

@@ -10,7 +10,7 @@ use crate::{
     snapshot::SnapshotKey,
 };
 
-/// Tells whether there is a record of an image.
+/// Returns whether there is a record of an image.
 pub(crate) fn has(tx: &Transaction<'_>, id: &Digest) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)";
     exists(tx, sql, &id.to_string())
@@ -21,7 +21,7 @@ pub(crate) fn ids(tx: &Transaction<'_>) -> Result<Vec<Digest>> {
     digests(tx, "SELECT id FROM images ORDER BY created_ns DESC, id", [])
 }
 
-/// Returns the ids from `from` on and before `to`, as texts compare, sorted.
+/// Returns the ids from `from` up to but not including `to`, compared as text, sorted.
 pub(crate) fn ids_between(tx: &Transaction<'_>, from: &str, to: &str) -> Result<Vec<Digest>> {
     let sql = "SELECT id FROM images WHERE id >= ?1 AND id < ?2 ORDER BY id";
     digests(tx, sql, [from, to])
@@ -40,7 +40,7 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ImageRecord>> {
 
 /// Finds an image by id.
 pub(crate) fn find(tx: &Transaction<'_>, id: &Digest) -> Result<Option<ImageRecord>> {
-    const OP: &str = "look an image up";
+    const OP: &str = "look up an image";
     let text = id.to_string();
     let head: Option<(String, String, i64)> = tx
         .query_row(
@@ -101,7 +101,7 @@ pub(crate) fn with_layer(tx: &Transaction<'_>, snapshot: i64) -> Result<Option<D
     Ok(digests(tx, sql, [snapshot])?.pop())
 }
 
-/// Records an image without its layers, or changes what its manifest is; layers it had are gone.
+/// Records an image without its layers, or changes its manifest; its old layers are removed.
 pub(crate) fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<()> {
     let id = image.id.to_string();
     tx.execute(
@@ -115,7 +115,7 @@ pub(crate) fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<()> {
         .db("record an image")
 }
 
-/// Records the layer of an image at a place from the base on, on the snapshot with this row number.
+/// Records the layer of an image, at an index from the base, on the snapshot with this row number.
 pub(crate) fn put_layer(
     tx: &Transaction<'_>,
     id: &Digest,
@@ -180,7 +180,7 @@ pub(crate) fn by_tag(tx: &Transaction<'_>, tag: &str) -> Result<Option<Digest>> 
     Ok(digests(tx, sql, [tag])?.pop())
 }
 
-/// Gives an image a name, which another may have had.
+/// Gives an image a name, taking it from another image that has it.
 pub(crate) fn set_tag(tx: &Transaction<'_>, tag: &str, id: &Digest) -> Result<()> {
     tx.execute(
         "INSERT OR REPLACE INTO tags (name, image, updated_ns) VALUES (?1, ?2, ?3)",

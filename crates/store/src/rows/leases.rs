@@ -35,7 +35,7 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<LeaseRow>> {
     })
 }
 
-/// Returns the leases whose process is gone or whose time is over: id and purpose.
+/// Returns the leases whose process is gone or that have expired: id and purpose.
 pub(crate) fn over(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
     let now = now_ns();
     let lives = |lease: &LeaseRow| match (lease.expires_ns, &lease.process) {
@@ -50,7 +50,7 @@ pub(crate) fn over(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
         .collect())
 }
 
-/// Tells whether there is such a lease.
+/// Returns whether there is such a lease.
 pub(crate) fn has(tx: &Transaction<'_>, id: &str) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?1)";
     exists(tx, sql, id)
@@ -76,14 +76,14 @@ pub(crate) fn insert(tx: &Transaction<'_>, lease: &LeaseRow) -> Result<()> {
     .db("begin a lease")
 }
 
-/// Removes a lease and all that it holds, if it is there.
+/// Removes a lease and all that it holds, if it exists.
 pub(crate) fn remove(tx: &Transaction<'_>, id: &str) -> Result<()> {
     tx.execute("DELETE FROM leases WHERE id = ?1", [id])
         .map(drop)
         .db("end a lease")
 }
 
-/// Has a lease hold a snapshot, by row number.
+/// Makes a lease hold a snapshot, by row number.
 pub(crate) fn hold_snapshot(tx: &Transaction<'_>, id: &str, snapshot: i64) -> Result<()> {
     tx.execute(
         "INSERT OR IGNORE INTO lease_snapshots (lease, snapshot) VALUES (?1, ?2)",
@@ -93,7 +93,7 @@ pub(crate) fn hold_snapshot(tx: &Transaction<'_>, id: &str, snapshot: i64) -> Re
     .db("hold a snapshot")
 }
 
-/// Has a lease hold a blob or recipe, which need not be there.
+/// Makes a lease hold a blob or recipe, which need not exist.
 pub(crate) fn hold_digest(tx: &Transaction<'_>, id: &str, digest: &Digest) -> Result<()> {
     tx.execute(
         "INSERT OR IGNORE INTO lease_digests (lease, digest) VALUES (?1, ?2)",

@@ -1,4 +1,4 @@
-//! Table `recipes`: what lies under `recipes/`, by the diff id of the layer.
+//! Table `recipes`: what is under `recipes/`, by the diff id of the layer.
 
 use rusqlite::{Transaction, params};
 use vellum_format::Digest;
@@ -17,7 +17,7 @@ pub(crate) struct RecipeRow {
     pub digest: Option<Digest>,
 }
 
-/// Tells whether there is a record of a recipe.
+/// Returns whether there is a record of a recipe.
 pub(crate) fn has(tx: &Transaction<'_>, diff_id: &Digest) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM recipes WHERE diff_id = ?1)";
     exists(tx, sql, &diff_id.to_string())
@@ -45,7 +45,7 @@ pub(crate) fn usage(tx: &Transaction<'_>) -> Result<Usage> {
     total(tx, "SELECT coalesce(sum(size), 0), count(*) FROM recipes")
 }
 
-/// Records a recipe, in the place of one that there is.
+/// Records a recipe, replacing any there is.
 pub(crate) fn put(
     tx: &Transaction<'_>,
     diff_id: &Digest,
@@ -65,7 +65,7 @@ pub(crate) fn put(
     .db("record a recipe")
 }
 
-/// Records a recipe whose digest nobody knows, unless it is recorded. Works on any schema.
+/// Records a recipe whose digest is unknown, unless it is recorded already. Works on any schema.
 pub(crate) fn put_back(tx: &Transaction<'_>, diff_id: &Digest, size_bytes: u64) -> Result<()> {
     tx.execute(
         "INSERT OR IGNORE INTO recipes (diff_id, size, created_ns) VALUES (?1, ?2, ?3)",

@@ -11,7 +11,7 @@ use crate::{
     error::{DbContext, Result, StoreError, Subject},
     parents::{MOST, Parents},
     record::{Identity, TreeRecord},
-    snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
+    snapshot::{Info, Keep, SnapshotKey, SnapshotKind, Usage},
 };
 
 /// One row of `snapshots`, with its parent's key and tree.
@@ -49,7 +49,7 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRow>> {
         let mut record = TreeRecord::new(Identity {
             tree: TreeId::try_from(tree).map_err(|e| damaged("tree")(&e))?,
             driver: driver.parse().map_err(|e| damaged("driver")(&e))?,
-            kind: Kind::from_disk(kind)?,
+            kind: SnapshotKind::from_disk(kind)?,
             key: SnapshotKey::new(key),
             parent: parent_tree.map(TreeId::try_from).transpose()?,
             link: link
@@ -137,14 +137,14 @@ impl SnapshotRow {
 /// Finds a snapshot by key.
 pub(crate) fn find(tx: &Transaction<'_>, key: &SnapshotKey) -> Result<Option<SnapshotRow>> {
     tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.key = ?1"))
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
         .query_row([key.as_bytes()], snapshot)
         .optional()
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
         .transpose()
 }
 
-/// Finds a snapshot by key, or says that it is not there.
+/// Finds a snapshot by key, or fails with `NotFound`.
 pub(crate) fn get(tx: &Transaction<'_>, key: &SnapshotKey) -> Result<SnapshotRow> {
     find(tx, key)?.ok_or_else(|| StoreError::not_found(Subject::Snapshot, key))
 }
@@ -152,45 +152,45 @@ pub(crate) fn get(tx: &Transaction<'_>, key: &SnapshotKey) -> Result<SnapshotRow
 /// Finds a snapshot by row number.
 pub(crate) fn by_id(tx: &Transaction<'_>, id: i64) -> Result<SnapshotRow> {
     tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1"))
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
         .query_row([id], snapshot)
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
 }
 
-/// Finds a snapshot by row number, if it is still there.
+/// Finds a snapshot by row number, if it still exists.
 pub(crate) fn find_id(tx: &Transaction<'_>, id: i64) -> Result<Option<SnapshotRow>> {
     tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1"))
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
         .query_row([id], snapshot)
         .optional()
-        .db("look a snapshot up")?
+        .db("look up a snapshot")?
         .transpose()
 }
 
-/// Finds the snapshot that a tree is of.
+/// Finds the snapshot that a tree belongs to.
 pub(crate) fn by_tree(tx: &Transaction<'_>, tree: &TreeId) -> Result<Option<SnapshotRow>> {
     tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.tree = ?1"))
-        .db("look a tree up")?
+        .db("look up a tree")?
         .query_row([tree.as_str()], snapshot)
         .optional()
-        .db("look a tree up")?
+        .db("look up a tree")?
         .transpose()
 }
 
-/// Tells whether a snapshot has this tree.
+/// Returns whether a snapshot has this tree.
 pub(crate) fn has_tree(tx: &Transaction<'_>, tree: &TreeId) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE tree = ?1)";
     exists(tx, sql, tree.as_str())
 }
 
-/// Finds the tree that a short name leads to.
+/// Finds the tree that a short name points to.
 pub(crate) fn tree_of_link(tx: &Transaction<'_>, link: &LinkId) -> Result<Option<TreeId>> {
     let tree: Option<String> = tx
         .prepare_cached("SELECT tree FROM snapshots WHERE link = ?1")
-        .db("look a link up")?
+        .db("look up a link")?
         .query_row([link.as_str()], |row| row.get(0))
         .optional()
-        .db("look a link up")?;
+        .db("look up a link")?;
     tree.map(TreeId::try_from).transpose()
 }
 
@@ -207,9 +207,13 @@ pub(crate) fn page(
     rows.into_iter().collect()
 }
 
-/// Counts the snapshots of one kind whose key begins with `prefix`, and what they take as far as it
+/// Counts the snapshots of one kind whose key begins with `prefix`, and what they take where that
 /// is recorded.
-pub(crate) fn total(tx: &Transaction<'_>, kind: Kind, prefix: &[u8]) -> Result<(u64, Usage)> {
+pub(crate) fn total(
+    tx: &Transaction<'_>,
+    kind: SnapshotKind,
+    prefix: &[u8],
+) -> Result<(u64, Usage)> {
     tx.prepare_cached(
         "SELECT count(*), total(usage_bytes), total(usage_inodes) FROM snapshots \
          WHERE kind = ?1 AND substr(key, 1, length(?2)) = ?2",
@@ -225,7 +229,8 @@ pub(crate) fn total(tx: &Transaction<'_>, kind: Kind, prefix: &[u8]) -> Result<(
     .db("count snapshots")
 }
 
-/// Returns the layers on row `parent` (on nothing, if `None`) whose labels hold `text` somewhere.
+/// Returns the layers whose parent is row `parent` (without a parent if `None`) and whose labels
+/// contain `text` anywhere.
 pub(crate) fn layers_with_text(
     tx: &Transaction<'_>,
     parent: Option<i64>,
@@ -244,10 +249,9 @@ pub(crate) fn layers_with_text(
     rows.into_iter().collect()
 }
 
-/// Returns the ancestors of row `id`, nearest first: the one place that goes from a snapshot to
-/// what it stands on.
+/// Returns the ancestors of row `id`, nearest first: the one place that follows parents.
 ///
-/// Errors: `BrokenParents` if they form a ring, end at a snapshot that is missing, or are more than
+/// Errors: `BrokenParents` if they form a cycle, end at a missing snapshot, or are more than
 /// [`MOST`].
 pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
     let mut statement = tx
@@ -283,7 +287,7 @@ pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
         }
         Ok(TreeRef {
             id: TreeId::try_from(tree)?,
-            kind: Kind::from_disk(kind)?,
+            kind: SnapshotKind::from_disk(kind)?,
             link: link.map(LinkId::try_from).transpose()?,
             diff_id: diff_id.as_deref().map(parse).transpose()?,
             features: features
@@ -381,7 +385,7 @@ pub(crate) fn remove(tx: &Transaction<'_>, id: i64) -> Result<()> {
         .db("remove a snapshot")
 }
 
-/// Removes the records of snapshots in one statement, so that parents and children may go in any
+/// Removes the records of snapshots in one statement, so that parents and children may come in any
 /// order.
 pub(crate) fn remove_all(tx: &Transaction<'_>, ids: &[i64]) -> Result<()> {
     tx.execute(
@@ -399,7 +403,7 @@ pub(crate) fn trees(tx: &Transaction<'_>) -> Result<Vec<TreeId>> {
     trees.into_iter().map(TreeId::try_from).collect()
 }
 
-/// Returns what each snapshot stands on, surveyed.
+/// Returns the parents of all snapshots, surveyed.
 pub(crate) fn parents(tx: &Transaction<'_>) -> Result<Parents> {
     let sql = "SELECT id, parent, key FROM snapshots";
     let rows = list(tx, "look at parents", sql, [], |row| {
@@ -417,7 +421,7 @@ pub(crate) fn with_diff_id(tx: &Transaction<'_>, diff_id: &Digest) -> Result<Vec
     })
 }
 
-/// Counts the snapshots of each driver that has any, in the order of the drivers' names.
+/// Counts the snapshots of each driver that has any, sorted by the driver's name.
 pub(crate) fn by_driver(tx: &Transaction<'_>) -> Result<Vec<(DriverKind, u64)>> {
     let sql = "SELECT driver, count(*) FROM snapshots GROUP BY driver ORDER BY driver";
     let found: Vec<(String, i64)> = list(tx, "count snapshots", sql, [], |row| {

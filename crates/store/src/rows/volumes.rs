@@ -15,7 +15,7 @@ pub(crate) struct VolumeRow {
     pub labels: Labels,
 }
 
-/// Tells whether there is a record of a volume.
+/// Returns whether there is a record of a volume.
 pub(crate) fn has(tx: &Transaction<'_>, name: &str) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)";
     exists(tx, sql, name)
@@ -35,7 +35,7 @@ fn read(tx: &Transaction<'_>, name: Option<&str>) -> Result<Vec<VolumeRow>> {
     let sql = "SELECT name, created_ns, labels FROM volumes \
                WHERE ?1 IS NULL OR name = ?1 ORDER BY name";
     type Raw = (String, i64, String);
-    let found: Vec<Raw> = list(tx, "look volumes up", sql, [name], |row| {
+    let found: Vec<Raw> = list(tx, "look up volumes", sql, [name], |row| {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?))
     })?;
     let read = |(name, created_ns, labels): Raw| {
@@ -52,7 +52,7 @@ fn read(tx: &Transaction<'_>, name: Option<&str>) -> Result<Vec<VolumeRow>> {
     found.into_iter().map(read).collect()
 }
 
-/// Records a volume. Errors: `Database` if it is recorded.
+/// Records a volume. Errors: `Database` if it is recorded already.
 pub(crate) fn insert(tx: &Transaction<'_>, name: &str, labels: &Labels) -> Result<()> {
     tx.execute(
         "INSERT INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",

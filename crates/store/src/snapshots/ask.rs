@@ -1,17 +1,17 @@
-//! Questions about snapshots: what is recorded, what they take, of what parts a tree is.
+//! Queries about snapshots: what is recorded, what they take, which parts a tree has.
 //!
-//! Nothing is locked while an answer is used: what was asked may have changed by then.
+//! Nothing is locked while an answer is used: the snapshot may have changed by then.
 
 use crate::{
     driver::{self, DriverKind, Finding, TreeParts, TreeRef},
     error::{Result, StoreError, Subject},
     filter::Filter,
     record::TreeRecord,
+    record_lock::RecordLock,
     rows::{self, snapshots::SnapshotRow},
-    snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     snapshots::Sweep,
     store::Store,
-    turn::Turn,
 };
 
 impl Store {
@@ -20,12 +20,12 @@ impl Store {
         self.read(|tx| Ok(rows::snapshots::get(tx, key)?.info()))
     }
 
-    /// Tells whether `key` is there.
+    /// Returns whether `key` exists.
     pub fn exists(&self, key: &SnapshotKey) -> Result<bool> {
         self.read(|tx| Ok(rows::snapshots::find(tx, key)?.is_some()))
     }
 
-    /// Returns one of the snapshots that stand on `key`, if any does. Errors: `NotFound`.
+    /// Returns one of the children of `key`, if it has any. Errors: `NotFound`.
     pub fn child(&self, key: &SnapshotKey) -> Result<Option<SnapshotKey>> {
         self.read(|tx| {
             let row = rows::snapshots::get(tx, key)?;
@@ -33,11 +33,11 @@ impl Store {
         })
     }
 
-    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in
-    /// key order.
+    /// Calls `each` for every snapshot that passes one of `filters` (for all, if there are none),
+    /// in key order.
     ///
-    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by
-    /// then may or may not come. An error of `each` ends the walk and is returned.
+    /// `each` may call the store: nothing is locked during the call, and snapshots created or
+    /// removed by then may or may not be visited. An error of `each` ends the walk and is returned.
     pub fn walk<E: From<StoreError>>(
         &self,
         filters: &[Filter],
@@ -49,7 +49,7 @@ impl Store {
         })
     }
 
-    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as
+    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise like
     /// [`Store::walk`].
     pub fn walk_prefix<E: From<StoreError>>(
         &self,
@@ -57,7 +57,7 @@ impl Store {
         mut each: impl FnMut(Info) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         const PAGE: i64 = 256;
-        // The prefix itself is the least key that has it.
+        // The prefix itself is the smallest key that has it.
         let mut after = (!prefix.is_empty()).then(|| SnapshotKey::new(prefix));
         loop {
             let page = self.read(|tx| rows::snapshots::page(tx, after.as_ref(), PAGE))?;
@@ -75,13 +75,13 @@ impl Store {
         }
     }
 
-    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active,
-    /// nothing for a view.
+    /// Returns what the snapshot itself takes: as fixed at commit, counted now if active, nothing
+    /// for a view.
     pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
         let known = |row: &SnapshotRow| match (row.record.kind, row.record.usage) {
-            (Kind::View, _) => Some(Usage::default()),
-            (Kind::Committed, usage) => usage,
-            (Kind::Active, _) => None,
+            (SnapshotKind::View, _) => Some(Usage::default()),
+            (SnapshotKind::Committed, usage) => usage,
+            (SnapshotKind::Active, _) => None,
         };
         let (row, parents) = self.read(|tx| {
             let row = rows::snapshots::get(tx, key)?;
@@ -99,15 +99,15 @@ impl Store {
     }
 
     /// Counts what a layer takes, if its commit left that for later, and records it. Other
-    /// snapshots are left alone.
+    /// snapshots are unchanged.
     ///
-    /// A layer never changes, so that the count is what it would have been. Errors: `NotFound`.
+    /// A layer never changes, so a later count gives the same result. Errors: `NotFound`.
     pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
         let usage = self.usage(key)?;
         let info = self.stat(key)?;
-        if info.kind == Kind::Committed && info.usage.is_none() {
+        if info.kind == SnapshotKind::Committed && info.usage.is_none() {
             self.change(key, |record| {
-                if record.kind == Kind::Committed && record.tree == info.tree {
+                if record.kind == SnapshotKind::Committed && record.tree == info.tree {
                     record.usage = Some(usage);
                 }
                 Ok(())
@@ -116,22 +116,26 @@ impl Store {
         Ok(usage)
     }
 
-    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far
-    /// as it is recorded. Kinds that have none come, too.
-    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
+    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take where
+    /// that is recorded. Kinds without snapshots are included.
+    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(SnapshotKind, u64, Usage)>> {
         self.read(|tx| {
-            [Kind::View, Kind::Active, Kind::Committed]
-                .into_iter()
-                .map(|kind| {
-                    let (count, usage) = rows::snapshots::total(tx, kind, prefix)?;
-                    Ok((kind, count, usage))
-                })
-                .collect()
+            [
+                SnapshotKind::View,
+                SnapshotKind::Active,
+                SnapshotKind::Committed,
+            ]
+            .into_iter()
+            .map(|kind| {
+                let (count, usage) = rows::snapshots::total(tx, kind, prefix)?;
+                Ok((kind, count, usage))
+            })
+            .collect()
         })
     }
 
-    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with
-    /// this value, and a key that begins with `prefix`.
+    /// Returns a layer whose parent is `parent` (without one, if `None`), that has the label
+    /// `label` with this value, and a key that begins with `prefix`.
     pub fn find_layer(
         &self,
         parent: Option<&SnapshotKey>,
@@ -157,12 +161,12 @@ impl Store {
         })
     }
 
-    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the
+    /// Returns the parts of the snapshot's tree, after repairing what is only derived from the
     /// record.
     ///
-    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, also if it is
-    /// removed meanwhile; `Damaged` if a directory of the tree or of a layer under it is missing;
-    /// `BrokenParents`.
+    /// Works for any kind; a committed one is returned read-only. Errors: `NotFound`, also if it is
+    /// removed during the call; `Damaged` if a directory of the tree or of a layer under it is
+    /// missing; `BrokenParents`.
     pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
         let (row, parents) = self.with_parents(key)?;
         if !self
@@ -191,10 +195,10 @@ impl Store {
         Ok(found)
     }
 
-    /// Puts right what a look at the tree `seen` found wrong, unless it was only on its way out: a
-    /// tree goes after its record.
+    /// Repairs what a look at the tree `seen` found wrong, unless the tree was just being removed:
+    /// a tree goes after its record.
     fn mend_tree(&self, key: &SnapshotKey, seen: &SnapshotRow) -> Result<()> {
-        let _turn = Turn::at_tree(self, &seen.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &seen.record.tree)?;
         let gone = || StoreError::not_found(Subject::Snapshot, key);
         let (row, parents) = self.with_parents(key)?;
         if row.record.tree != seen.record.tree {
@@ -202,7 +206,7 @@ impl Store {
         }
         let found = self.is_ready(&row, &parents, true);
         if !self.exists(key)? {
-            // What was put back of it after it went.
+            // Removes what the repair put back after the tree was removed.
             self.discard_or_leave(&row.record, Sweep::Later);
             return Err(gone());
         }
@@ -216,7 +220,7 @@ impl Store {
             tracing::warn!(
                 what = finding.what,
                 why = finding.why,
-                "put right from the record"
+                "repaired from the record"
             );
         }
         Ok(())

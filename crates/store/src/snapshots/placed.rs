@@ -1,4 +1,4 @@
-//! A new tree's way: staged, published, recorded. What can't be finished is taken back.
+//! How a new tree is staged, published and recorded. What can't be finished is undone.
 
 use std::path::PathBuf;
 
@@ -10,19 +10,19 @@ use crate::{
     error::{Result, StoreError},
     record::{Identity, TreeRecord},
     rows,
-    snapshot::{Kind, SnapshotKey},
+    snapshot::{SnapshotKey, SnapshotKind},
     store::Store,
     tx::{self, Staged},
 };
 
-/// A tree laid out and in place, waiting to be recorded.
+/// A tree in place, waiting to be recorded.
 pub(crate) struct Placed {
     pub staged: Staged,
     pub record: TreeRecord,
     undo: Undo,
 }
 
-/// Takes back what a tree has outside its own directory, unless it is recorded.
+/// Removes what a tree has outside its own directory, unless it is recorded.
 pub(crate) struct Undo {
     store: Store,
     tree: TreeId,
@@ -34,7 +34,7 @@ pub(crate) struct Undo {
 impl Drop for Undo {
     fn drop(&mut self) {
         if self.armed {
-            // Litter at worst: what stays behind is found by the next gc.
+            // Litter at worst: the next gc finds what stays.
             let _ = driver::driver(self.driver).unlink(self.store.layout(), self.link.as_ref());
             let _ = vellum_sys::plain::unlink(&self.store.layout().record(&self.tree));
         }
@@ -66,7 +66,7 @@ impl Placed {
         }
     }
 
-    /// Keeps the tree if it is recorded, or may be, and takes it away if it is not.
+    /// Keeps the tree if it is recorded, or may be, and removes it if it is not.
     pub fn settle<T>(self, recorded: Result<T>) -> Result<T> {
         if matches!(recorded, Ok(_) | Err(StoreError::Uncertain { .. })) {
             self.keep();
@@ -91,7 +91,7 @@ impl Store {
     pub(crate) fn place(
         &self,
         key: &SnapshotKey,
-        kind: Kind,
+        kind: SnapshotKind,
         options: &PrepareOptions,
     ) -> Result<(Placed, Vec<TreeRef>)> {
         let (driver_kind, parents) = self.read(|tx| {
@@ -115,7 +115,7 @@ impl Store {
             parents: &parents,
         };
         if let Some(bytes) = options.size_limit_bytes {
-            // Before anything is made in it: only what is made later inherits the project.
+            // Before anything is created in it: only what is created later inherits the project.
             crate::quota::limit(&self.layout().driver(driver_kind), staged.path(), bytes)?;
         }
         let copied = driver.stage(self.layout(), staged.path(), &new)?;
@@ -123,13 +123,13 @@ impl Store {
         Ok((Placed::new(staged, record, undo), parents))
     }
 
-    /// Makes the empty staging directory of a new tree, and its record.
+    /// Creates the empty staging directory of a new tree, and its record.
     pub(crate) fn stage(
         &self,
         driver: &dyn Driver,
         driver_kind: DriverKind,
         key: &SnapshotKey,
-        kind: Kind,
+        kind: SnapshotKind,
         parents: &[TreeRef],
     ) -> Result<(Staged, TreeRecord)> {
         self.inner.database.refuse_if_rolled_back()?;
@@ -184,7 +184,7 @@ impl Store {
         Ok(undo)
     }
 
-    /// Inserts the row of a placed tree, with the rules checked once more; returns its number.
+    /// Inserts the row of a placed tree, checking the rules once more; returns its number.
     pub(crate) fn record_placed(
         &self,
         tx: &Transaction<'_>,

@@ -1,4 +1,4 @@
-//! A store with some of everything, every change that it can go through, and what it holds
+//! A store with some of everything, every change that can be made to it, and what it holds
 //! afterwards.
 
 use std::{collections::BTreeSet, path::Path};
@@ -8,8 +8,8 @@ use vellum_store::*;
 
 use crate::common::*;
 
-/// The changes that a furnished store can go through, each by itself or in this order: each is one
-/// transaction at least.
+/// The changes to a furnished store, each on its own or in this order: each is at least one
+/// transaction.
 pub const CHANGES: [&str; 12] = [
     "prepare",
     "view",

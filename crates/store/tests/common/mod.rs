@@ -1,4 +1,4 @@
-//! What the store's tests share.
+//! Helpers shared by the store's tests.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod steps;
@@ -37,7 +37,7 @@ pub fn on(parent: Option<&str>) -> PrepareOptions {
     }
 }
 
-/// Shows a tree somewhere: mounts it if it is stacked. The place goes with `scratch`.
+/// Shows a tree somewhere: mounts it if it is stacked. The directory is removed with `scratch`.
 pub fn show(scratch: &Scratch, parts: &TreeParts, at: &str) -> PathBuf {
     match &parts.shape {
         Shape::Plain { root, .. } => root.clone(),
@@ -63,7 +63,7 @@ pub fn show(scratch: &Scratch, parts: &TreeParts, at: &str) -> PathBuf {
     }
 }
 
-/// Takes away what [`show`] mounted.
+/// Unmounts what [`show`] mounted.
 pub fn hide(scratch: &Scratch, parts: &TreeParts, at: &Path) {
     if matches!(parts.shape, Shape::Overlay(_)) {
         scratch.unmount(at);
@@ -88,8 +88,8 @@ pub fn layer(
         .expect("commit");
 }
 
-/// Runs the named tests of a program that has a `main` of its own: all, or those whose name has the
-/// first argument in it.
+/// Runs the named tests of a program that has a `main` of its own: all, or those whose name
+/// contains the first argument.
 pub fn run_named(tests: &[(&str, fn())]) {
     let filter = std::env::args()
         .skip(1)

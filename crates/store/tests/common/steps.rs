@@ -1,4 +1,4 @@
-//! Steps that a store takes, and what must hold of it after any crash in one of them.
+//! Steps on a store, and what must hold after a crash in any of them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use vellum_store::*;
 
 use super::{key, on, open_at};
 
-/// Steps a victim can take.
+/// Steps that a victim can perform.
 pub const STEPS: [&str; 7] = [
     "prepare",
     "view",
@@ -22,7 +22,7 @@ pub const STEPS: [&str; 7] = [
     "gc",
 ];
 
-/// Tells whether a step is one transaction.
+/// Returns whether a step is one transaction.
 pub fn is_single(name: &str) -> bool {
     ["prepare", "view", "commit", "remove"].contains(&name)
 }
@@ -140,7 +140,8 @@ pub fn assert_content(at: &Path) {
     }
 }
 
-/// Makes the store that victims get a copy of: a base layer, a writable tree on it, garbage for gc.
+/// Creates the store that victims get a copy of: a base layer, a writable tree on it, garbage for
+/// gc.
 pub fn pattern(root: &Path, driver: DriverKind) {
     let store = open_at(root, driver);
     let at = |parts: TreeParts| match parts.shape {
@@ -248,7 +249,7 @@ pub fn assert_whole(root: &Path, driver: DriverKind, context: &str) {
         before.is_subset(&after),
         "{context}: gc took {before:?} -> {after:?}"
     );
-    // Nothing lies around that no record names.
+    // Nothing exists that no record names.
     let count = |dir: &str| fs::read_dir(root.join(dir)).map_or(0, |list| list.count());
     let words = |word: &str| after.iter().filter(|what| what.starts_with(word)).count();
     let snapshots = words("active ") + words("view ") + words("committed ");
@@ -285,7 +286,7 @@ pub fn assert_whole(root: &Path, driver: DriverKind, context: &str) {
     );
 }
 
-/// Everything but what the pattern left as garbage, or a dead import's layers, outlives a gc.
+/// Everything except the pattern's garbage and a dead import's layers survives a gc.
 pub fn kept_anyway(what: &str) -> bool {
     !what.contains("garbage") && !what.contains("sha256:")
 }

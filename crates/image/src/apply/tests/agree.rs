@@ -1,5 +1,5 @@
-//! Random layers applied to a full tree, and as an overlay layer over the same tree: what the
-//! kernel shows must be what is there.
+//! Random layers, applied to a full tree and as an overlay layer over the same tree: what the
+//! kernel shows must be the same as the tree.
 
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
@@ -7,7 +7,8 @@ use vellum_testkit::{Rng, Tree};
 
 use super::*;
 
-/// A layer of few names, so that they meet: made twice, hidden, beneath each other, beneath links.
+/// A layer of few names, so that they collide: created twice, hidden, below each other, below
+/// links.
 fn layer(rng: &mut Rng, entries: usize) -> Vec<Vec<u8>> {
     (0..entries)
         .map(|i| {
@@ -49,7 +50,7 @@ fn names(parts: &[Vec<u8>]) -> Vec<String> {
 /// Compares the two ways of applying `above` over `below_parts`; false if neither can be applied.
 #[track_caller]
 fn agree(above: &[Vec<u8>], below_parts: &[Vec<u8>]) -> bool {
-    let (parent, plain, overlay) = (Place::new(), Place::new(), Place::new());
+    let (parent, plain, overlay) = (Fixture::new(), Fixture::new(), Fixture::new());
     if parent.apply(TargetMarks::Plain, below_parts).is_err() {
         return false;
     }
@@ -65,8 +66,8 @@ fn agree(above: &[Vec<u8>], below_parts: &[Vec<u8>]) -> bool {
             panic!("{plain:?} as a tree, {overlay:?} as a layer")
         }
     };
-    // Now that the parent is known, an opaque root hides what it has, and whiteouts that hide
-    // nothing go.
+    // Now that the parent is known, an opaque root hides its entries, and whiteouts that hide
+    // nothing are removed.
     let root = Dir::open(&overlay.root).unwrap();
     let below = Dir::open(&parent.root).unwrap();
     if applied.root_opaque {

@@ -1,13 +1,13 @@
-//! What other systems have and this one has not: left out of the tree, reported, and given back
+//! What other systems have and this one doesn't: left out of the tree, reported, and written back
 //! with the layer.
 
 use super::*;
 
-/// Applies the layer, which [`Place::apply`] also gives back, and returns what was left out and how
-/// often.
+/// Applies the layer, which [`Fixture::apply`] also writes back, and returns what was left out and
+/// how often.
 #[track_caller]
-fn left_out(place: &Place, marks: TargetMarks, parts: &[Vec<u8>]) -> (u64, String) {
-    let left_out = place.apply(marks, parts).unwrap().left_out;
+fn left_out(fixture: &Fixture, marks: TargetMarks, parts: &[Vec<u8>]) -> (u64, String) {
+    let left_out = fixture.apply(marks, parts).unwrap().left_out;
     (left_out.count, left_out.to_string())
 }
 
@@ -35,32 +35,32 @@ fn attributes_of_other_systems_are_left_out() {
         ("system.posix_acl_access", b"no list"),
     ] {
         for marks in [OVERLAY, TargetMarks::Plain] {
-            let place = Place::new();
+            let fixture = Fixture::new();
             let parts = [
                 attr(name, value),
                 file("a", "hello"),
                 attr(name, value),
                 dir("d/"),
             ];
-            let (count, text) = left_out(&place, marks, &parts);
+            let (count, text) = left_out(&fixture, marks, &parts);
             assert_eq!(count, 2, "{name}: {text}");
             let expect = format!("the extended attribute {name} of 'a' (");
             assert!(text.starts_with(&expect), "{text}");
             assert!(text.ends_with("), and 1 more"), "{text}");
-            assert_eq!(place.read("a"), "hello");
+            assert_eq!(fixture.read("a"), "hello");
         }
     }
-    // Spelled by bsdtar alone it is no attribute for anybody else, and what is no base64 harms
-    // nothing.
+    // A keyword that only bsdtar uses is not an attribute for other tools, and invalid base64 does
+    // no harm.
     let parts = [
         pax(b'x', &[("LIBARCHIVE.xattr.user.a", b"not base64!")]),
         file("a", "hello"),
     ];
-    assert_eq!(left_out(&Place::new(), OVERLAY, &parts).0, 0);
+    assert_eq!(left_out(&Fixture::new(), OVERLAY, &parts).0, 0);
 }
 
 #[test]
-fn user_attributes_on_what_can_have_none_are_left_out() {
+fn user_attributes_are_left_out_where_the_file_type_has_none() {
     if !needs_root("apply as root") {
         return;
     }
@@ -74,7 +74,7 @@ fn user_attributes_on_what_can_have_none_are_left_out() {
             .link(if kind == b'2' { "target" } else { "" })
             .put(field::DEV_MINOR, "0000003")
             .owner(5, 6);
-        let place = Place::new();
+        let fixture = Fixture::new();
         let parts = [
             pax(
                 b'x',
@@ -86,29 +86,29 @@ fn user_attributes_on_what_can_have_none_are_left_out() {
             ),
             entry.block(),
         ];
-        assert_eq!(left_out(&place, OVERLAY, &parts).0, 1, "{name}");
-        // All else is as it should be.
-        let meta = fs::symlink_metadata(place.path(name)).unwrap();
+        assert_eq!(left_out(&fixture, OVERLAY, &parts).0, 1, "{name}");
+        // Everything else is as it should be.
+        let meta = fs::symlink_metadata(fixture.path(name)).unwrap();
         assert_eq!((meta.uid(), meta.gid()), (5, 6), "{name}");
-        assert_eq!(mtime(&place.path(name)), (9, 500_000_000), "{name}");
-        assert_eq!(place.xattr(name, "trusted.x").unwrap(), b"2", "{name}");
+        assert_eq!(mtime(&fixture.path(name)), (9, 500_000_000), "{name}");
+        assert_eq!(fixture.xattr(name, "trusted.x").unwrap(), b"2", "{name}");
     }
 }
 
 #[test]
-fn kinds_that_mean_nothing_here_are_left_out() {
-    let place = Place::new();
+fn entry_types_without_meaning_here_are_left_out() {
+    let fixture = Fixture::new();
     let parts = [
         Raw::new("label", b'V').block(),
         Raw::new("dump", b'D').data(b"Ya\0Yb\0\0"),
         Raw::new("../../evil", b'Z').data(&[1; 700]),
         file("a", "hello"),
     ];
-    let (count, text) = left_out(&place, TargetMarks::Plain, &parts);
+    let (count, text) = left_out(&fixture, TargetMarks::Plain, &parts);
     assert_eq!(count, 3);
     assert!(text.starts_with("'label', an entry of type 'V',"), "{text}");
-    assert_eq!(fs::read_dir(&place.root).unwrap().count(), 1);
-    assert_eq!(place.read("a"), "hello");
+    assert_eq!(fs::read_dir(&fixture.root).unwrap().count(), 1);
+    assert_eq!(fixture.read("a"), "hello");
 }
 
 #[test]
@@ -118,18 +118,18 @@ fn ids_are_those_that_reach_the_kernel() {
     }
     let owned = |name: &str, id: [u8; 8]| Raw::new(name, b'0').put(field::UID, id).block();
     let said = |name: &str, id: &[u8]| [pax(b'x', &[("uid", id)]), file(name, "")].concat();
-    let place = Place::new();
+    let fixture = Fixture::new();
     let parts = [
         owned("minus-2", [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]),
         owned("large", [0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xfe]),
         owned("too-large", [0x80, 0, 0, 1, 0, 0, 0, 7]),
         said("said-minus-2", b"-2"),
         said("said-too-large", b"4294967303"),
-        // "Leave it as it is": the process's own.
+        // "Leave it unchanged": the process's own.
         owned("minus-1", [0xff; 8]),
         said("said-largest", b"4294967295"),
     ];
-    assert_eq!(left_out(&place, OVERLAY, &parts).0, 0);
+    assert_eq!(left_out(&fixture, OVERLAY, &parts).0, 0);
     for (name, uid) in [
         ("minus-2", u32::MAX - 1),
         ("large", u32::MAX - 1),
@@ -139,12 +139,16 @@ fn ids_are_those_that_reach_the_kernel() {
         ("minus-1", 0),
         ("said-largest", 0),
     ] {
-        assert_eq!(fs::metadata(place.path(name)).unwrap().uid(), uid, "{name}");
+        assert_eq!(
+            fs::metadata(fixture.path(name)).unwrap().uid(),
+            uid,
+            "{name}"
+        );
     }
 }
 
 #[test]
-fn layers_without_an_end_marker_come_out_again() {
+fn layers_without_an_end_marker_round_trip() {
     let whole = [file("a", "hello"), dir("d/"), file("d/b", "world")].concat();
     for bytes in [
         whole.clone(),
@@ -152,24 +156,24 @@ fn layers_without_an_end_marker_come_out_again() {
         whole[..whole.len() - 100].to_vec(),
         whole[..whole.len() - 507].to_vec(),
     ] {
-        let place = Place::new();
-        let applied = place.apply_bytes(TargetMarks::Plain, bytes).unwrap();
+        let fixture = Fixture::new();
+        let applied = fixture.apply_bytes(TargetMarks::Plain, bytes).unwrap();
         assert_eq!(applied.ending, Ending::Unmarked);
-        assert_eq!(place.read("d/b"), "world");
+        assert_eq!(fixture.read("d/b"), "world");
     }
-    let place = Place::new();
-    let marked = place.apply(TargetMarks::Plain, &[whole]).unwrap();
+    let fixture = Fixture::new();
+    let marked = fixture.apply(TargetMarks::Plain, &[whole]).unwrap();
     assert_eq!(marked.ending, Ending::Marked);
 }
 
-/// Docker, Podman and containerd give an inode what the header of its last name says.
+/// Docker, Podman and containerd give an inode the attributes in the header of its last name.
 #[test]
-fn the_last_name_of_an_inode_says_its_attributes() {
+fn the_last_name_of_an_inode_sets_its_attributes() {
     if !needs_root("apply as root") {
         return;
     }
     for marks in [OVERLAY, TargetMarks::Plain] {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let parts = [
             attr("user.first", b"1"),
             Raw::new("f", b'0')
@@ -189,26 +193,26 @@ fn the_last_name_of_an_inode_says_its_attributes() {
                 .link("l")
                 .block(),
         ];
-        place.apply(marks, &parts).unwrap();
-        let meta = |name: &str| fs::symlink_metadata(place.path(name)).unwrap();
+        fixture.apply(marks, &parts).unwrap();
+        let meta = |name: &str| fs::symlink_metadata(fixture.path(name)).unwrap();
         for name in ["f", "h"] {
             let meta = meta(name);
             assert_eq!(meta.mode() & 0o7777, 0o710, "{name}");
             assert_eq!((meta.uid(), meta.gid()), (7, 8), "{name}");
-            assert_eq!(place.xattr(name, "user.first").unwrap(), b"1");
-            assert_eq!(place.xattr(name, "user.second").unwrap(), b"2");
+            assert_eq!(fixture.xattr(name, "user.first").unwrap(), b"1");
+            assert_eq!(fixture.xattr(name, "user.second").unwrap(), b"2");
         }
         assert_eq!((meta("l").uid(), meta("l").gid()), (7, 8));
-        assert_eq!(place.read("m"), "content");
+        assert_eq!(fixture.read("m"), "content");
     }
 }
 
 #[test]
-fn the_attributes_of_links_are_recorded_like_all() {
-    let place = Place::new();
+fn attributes_of_hard_links_are_recorded_too() {
+    let fixture = Fixture::new();
     let target = ApplyTarget {
         privilege: Privilege::Recorded,
-        ..place.target(OVERLAY)
+        ..fixture.target(OVERLAY)
     };
     let own = rustix::process::geteuid().as_raw();
     let group = rustix::process::getegid().as_raw();
@@ -229,11 +233,11 @@ fn the_attributes_of_links_are_recorded_like_all() {
     let limits = Limits::default();
     let stream = LayerStream::open(Box::new(Cursor::new(archive)), &limits, &cancel).unwrap();
     apply(stream, &target, None, &limits, &cancel).unwrap();
-    // Root makes the device itself; without the right to, a record says what it is and has the last
+    // Root creates the device itself. Without the right to, a record says what it is, with the last
     // mode.
-    match place.xattr("n", "user.containers.override_stat") {
+    match fixture.xattr("n", "user.containers.override_stat") {
         None => assert_eq!(
-            fs::metadata(place.path("n")).unwrap().mode() & 0o7777,
+            fs::metadata(fixture.path("n")).unwrap().mode() & 0o7777,
             0o644
         ),
         Some(record) => {
@@ -244,14 +248,14 @@ fn the_attributes_of_links_are_recorded_like_all() {
 }
 
 #[test]
-fn a_link_to_what_the_layer_does_not_bring_is_an_error_in_whole_trees_too() {
-    let place = Place::new();
-    place.scratch.file("tree/below", "parent");
-    place.scratch.file("tree/d/below", "parent");
-    std::os::unix::fs::symlink("d", place.path("l")).unwrap();
+fn a_hard_link_to_a_file_outside_the_layer_is_an_error_in_whole_trees_too() {
+    let fixture = Fixture::new();
+    fixture.scratch.file("tree/below", "parent");
+    fixture.scratch.file("tree/d/below", "parent");
+    std::os::unix::fs::symlink("d", fixture.path("l")).unwrap();
     for target in ["below", "d/below", "l/below"] {
         let parts = [file("d/f", "x"), Raw::new("h", b'1').link(target).block()];
-        let error = place.apply(TargetMarks::Plain, &parts).unwrap_err();
+        let error = fixture.apply(TargetMarks::Plain, &parts).unwrap_err();
         assert!(
             matches!(error, Error::LinkTargetMissing { .. }),
             "{target}: {error}"
@@ -259,14 +263,14 @@ fn a_link_to_what_the_layer_does_not_bring_is_an_error_in_whole_trees_too() {
     }
 }
 
-/// As with the others, only the last component of a name makes a mark.
+/// As with other tools, only the last component of a name turns an entry into a mark.
 #[test]
-fn beneath_a_name_like_a_whiteout_names_are_names() {
+fn names_below_a_directory_named_like_a_whiteout_are_ordinary() {
     if !needs_root("whiteouts") {
         return;
     }
     for marks in [OVERLAY, TargetMarks::Plain] {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let parts = [
             file("foo", "mine"),
             file(".wh.foo/bar", "x"),
@@ -274,12 +278,12 @@ fn beneath_a_name_like_a_whiteout_names_are_names() {
             file("d/.wh..wh..opq/bar", "x"),
             Raw::new("linked", b'1').link(".wh.foo/bar").block(),
         ];
-        place.apply(marks, &parts).unwrap();
+        fixture.apply(marks, &parts).unwrap();
         for name in [".wh.foo/bar", ".wh./bar", "d/.wh..wh..opq/bar", "linked"] {
-            assert_eq!(place.read(name), "x", "{name}");
+            assert_eq!(fixture.read(name), "x", "{name}");
         }
-        assert_eq!(place.read("foo"), "mine");
-        assert!(!place.is_opaque("d"));
+        assert_eq!(fixture.read("foo"), "mine");
+        assert!(!fixture.is_opaque("d"));
     }
 }
 
@@ -292,8 +296,8 @@ fn a_whiteout_of_an_unknown_kind_is_a_whiteout() {
         Raw::new(".wh.gone", b'Z').data(b"content"),
         Raw::new("d/.wh..wh..opq", b'V').block(),
     ];
-    let place = Place::new();
-    let applied = place.apply(OVERLAY, &parts).unwrap();
+    let fixture = Fixture::new();
+    let applied = fixture.apply(OVERLAY, &parts).unwrap();
     assert_eq!(applied.left_out.count, 0);
-    assert!(place.is_whiteout("gone") && place.is_opaque("d"));
+    assert!(fixture.is_whiteout("gone") && fixture.is_opaque("d"));
 }

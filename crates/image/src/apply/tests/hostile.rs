@@ -1,22 +1,22 @@
-//! Layers that want out, or want more than they should get.
+//! Layers that try to leave the tree, or to get more than they should.
 
 use super::*;
 
-/// Applies and expects a refusal; nothing may have appeared outside the tree.
+/// Applies the layer and expects a refusal; nothing may have appeared outside the tree.
 #[track_caller]
 fn refused(parts: &[Vec<u8>], because: &str) {
     for marks in [OVERLAY, TargetMarks::Plain] {
-        let place = Place::new();
-        place.scratch.file("outside/secret", "untouched");
-        let outside = place.scratch.join("outside");
-        match place.apply(marks, parts) {
+        let fixture = Fixture::new();
+        fixture.scratch.file("outside/secret", "untouched");
+        let outside = fixture.scratch.join("outside");
+        match fixture.apply(marks, parts) {
             Ok(applied) => panic!("accepted: {applied:?}"),
             Err(error) => assert!(
                 error.to_string().contains(because),
                 "{error}, expected {because}"
             ),
         }
-        let names: Vec<_> = fs::read_dir(place.scratch.path())
+        let names: Vec<_> = fs::read_dir(fixture.scratch.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
@@ -50,20 +50,20 @@ fn names_that_leave_the_tree_are_refused() {
     refused(&[dir("d/"), hard("h", "d")], "hard link to a directory");
     refused(&[file("a/.wh..", "")], "whiteout of nothing");
     refused(&[file(".wh.", "")], "whiteout of nothing");
-    refused(&[file("f", "x"), file("f/below", "x")], "no directory");
+    refused(&[file("f", "x"), file("f/below", "x")], "not a directory");
     refused(&[Raw::new("c", b'3').block()], "device 0:0");
 }
 
 #[test]
-fn what_climbs_on_the_way_stays_at_the_root() {
+fn names_that_climb_above_the_root_stay_in_it() {
     if !needs_root("apply as root") {
         return;
     }
     let link = |name: &str, target: &str| Raw::new(name, b'2').link(target).block();
     for marks in [OVERLAY, TargetMarks::Plain] {
-        let place = Place::new();
-        place.scratch.file("outside/secret", "untouched");
-        place.scratch.file("secret", "untouched");
+        let fixture = Fixture::new();
+        fixture.scratch.file("outside/secret", "untouched");
+        fixture.scratch.file("secret", "untouched");
         let parts = [
             file("outside/ours", "ours"),
             link("l", "../outside"),
@@ -82,7 +82,7 @@ fn what_climbs_on_the_way_stays_at_the_root() {
             Raw::new("soft", b'1').link("d/l/within").block(),
             file("l/.wh.secret", ""),
         ];
-        place.apply(marks, &parts).unwrap();
+        fixture.apply(marks, &parts).unwrap();
         for name in [
             "outside/through",
             "outside/down",
@@ -93,11 +93,11 @@ fn what_climbs_on_the_way_stays_at_the_root() {
             "hard",
             "soft",
         ] {
-            assert_eq!(place.read(name), "ours", "{name}");
+            assert_eq!(fixture.read(name), "ours", "{name}");
         }
-        let outside = place.scratch.join("outside");
+        let outside = fixture.scratch.join("outside");
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
-        for secret in [outside.join("secret"), place.scratch.join("secret")] {
+        for secret in [outside.join("secret"), fixture.scratch.join("secret")] {
             assert_eq!(fs::read_to_string(secret).unwrap(), "untouched");
         }
     }
@@ -105,8 +105,8 @@ fn what_climbs_on_the_way_stays_at_the_root() {
 
 #[test]
 fn absolute_names_and_links_stay_inside() {
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -121,28 +121,28 @@ fn absolute_names_and_links_stay_inside() {
         )
         .unwrap();
     for name in ["etc/passwd", "etc/shadow", "etc/group", "hard"] {
-        assert_eq!(place.read(name), "ours", "{name}");
+        assert_eq!(fixture.read(name), "ours", "{name}");
     }
     assert_ne!(fs::read_to_string("/etc/passwd").unwrap(), "ours");
 }
 
 #[test]
 fn a_link_of_the_parent_gives_way_to_a_directory() {
-    let place = Place::new();
-    place.scratch.file("outside/secret", "untouched");
-    std::os::unix::fs::symlink("../outside", place.path("l")).unwrap();
-    std::os::unix::fs::symlink("usr/bin", place.path("bin")).unwrap();
-    let applied = place
+    let fixture = Fixture::new();
+    fixture.scratch.file("outside/secret", "untouched");
+    std::os::unix::fs::symlink("../outside", fixture.path("l")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", fixture.path("bin")).unwrap();
+    let applied = fixture
         .apply(
             TargetMarks::Plain,
             &[file("l/secret", "mine"), file("bin/x", "mine")],
         )
         .unwrap();
     assert_eq!(applied.implied_dirs, [Path::new("bin"), Path::new("l")]);
-    assert_eq!(place.read("l/secret"), "mine");
-    assert!(fs::symlink_metadata(place.path("bin")).unwrap().is_dir());
+    assert_eq!(fixture.read("l/secret"), "mine");
+    assert!(fs::symlink_metadata(fixture.path("bin")).unwrap().is_dir());
     assert_eq!(
-        fs::read_to_string(place.scratch.join("outside/secret")).unwrap(),
+        fs::read_to_string(fixture.scratch.join("outside/secret")).unwrap(),
         "untouched"
     );
 }
@@ -157,38 +157,40 @@ fn overlay_attributes_of_an_archive_never_act() {
         ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
         ("SCHILY.xattr.user.overlay.opaque", b"y"),
     ];
-    let place = Place::new();
-    place
+    let fixture = Fixture::new();
+    fixture
         .apply(OVERLAY, &[pax(b'x', &attrs), dir("d/")])
         .unwrap();
-    assert_eq!(place.xattr("d", "trusted.overlay.opaque"), None);
-    assert_eq!(place.xattr("d", "trusted.overlay.redirect"), None);
+    assert_eq!(fixture.xattr("d", "trusted.overlay.opaque"), None);
+    assert_eq!(fixture.xattr("d", "trusted.overlay.redirect"), None);
     assert_eq!(
-        place
+        fixture
             .xattr("d", "trusted.overlay.overlay.redirect")
             .unwrap(),
         b"/etc"
     );
     // The other dialect's name is an ordinary one here.
-    assert_eq!(place.xattr("d", "user.overlay.opaque").unwrap(), b"y");
-    let place = Place::new();
-    place
+    assert_eq!(fixture.xattr("d", "user.overlay.opaque").unwrap(), b"y");
+    let fixture = Fixture::new();
+    fixture
         .apply(TargetMarks::Plain, &[pax(b'x', &attrs), dir("d/")])
         .unwrap();
     // Nothing is mounted on such a tree: the names are ordinary.
     for attr in ["trusted.overlay.opaque", "user.overlay.opaque"] {
-        assert_eq!(place.xattr("d", attr).unwrap(), b"y", "{attr}");
+        assert_eq!(fixture.xattr("d", attr).unwrap(), b"y", "{attr}");
     }
-    let place = Place::new();
+    let fixture = Fixture::new();
     let whole = TargetMarks::Whole(Prefix::User);
-    place.apply(whole, &[pax(b'x', &attrs), dir("d/")]).unwrap();
-    assert_eq!(place.xattr("d", "trusted.overlay.opaque").unwrap(), b"y");
-    assert_eq!(place.xattr("d", "user.overlay.opaque"), None);
+    fixture
+        .apply(whole, &[pax(b'x', &attrs), dir("d/")])
+        .unwrap();
+    assert_eq!(fixture.xattr("d", "trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(fixture.xattr("d", "user.overlay.opaque"), None);
 }
 
 #[test]
 fn cancellation_stops_the_walk() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let cancel = Cancel::new();
     cancel.cancel();
     let stream = LayerStream::open(
@@ -199,14 +201,14 @@ fn cancellation_stops_the_walk() {
     .unwrap();
     let error = apply(
         stream,
-        &place.target(TargetMarks::Plain),
+        &fixture.target(TargetMarks::Plain),
         None,
         &Limits::default(),
         &cancel,
     )
     .unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error}");
-    assert!(!place.exists("a"));
+    assert!(!fixture.exists("a"));
 }
 
 #[test]
@@ -223,17 +225,17 @@ fn a_path_that_no_program_could_name_is_refused() {
         ]
         .concat()
     };
-    let place = Place::new();
-    // What can be named can be given back, however long its spelling is.
+    let fixture = Fixture::new();
+    // What can be named can be written back, however long its spelling is.
     let parts = [
         named(&name(4095)),
         named(&("./".repeat(20_000) + &name(4094))),
     ];
-    place.apply(TargetMarks::Plain, &parts).unwrap();
-    let tree = Dir::open(&place.root).unwrap();
+    fixture.apply(TargetMarks::Plain, &parts).unwrap();
+    let tree = Dir::open(&fixture.root).unwrap();
     let file = tree.open_file(name(4095)).unwrap();
     assert_eq!(std::io::read_to_string(file).unwrap(), "content");
-    // It is the path in the tree that counts.
+    // The path in the tree counts.
     let through = [
         Raw::new("././@LongLink", b'K')
             .data(name(3000 / 201 * 201).trim_end_matches('/').as_bytes()),
@@ -243,7 +245,7 @@ fn a_path_that_no_program_could_name_is_refused() {
     let parts = [vec![named(&name(4096))], through.to_vec()];
     for parts in parts {
         for marks in [OVERLAY, TargetMarks::Plain] {
-            match Place::new().apply(marks, &parts) {
+            match Fixture::new().apply(marks, &parts) {
                 Err(Error::Limit { limit, .. }) => assert_eq!(limit, "the length of a path"),
                 other => panic!("{other:?}"),
             }
@@ -253,9 +255,9 @@ fn a_path_that_no_program_could_name_is_refused() {
 
 #[test]
 fn depth_and_name_limits_are_named() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let deep = "d/".repeat(600) + "f";
-    let error = place
+    let error = fixture
         .apply(
             TargetMarks::Plain,
             &[
@@ -275,7 +277,7 @@ fn depth_and_name_limits_are_named() {
         "{error}"
     );
     let long = "n".repeat(256);
-    let error = place
+    let error = fixture
         .apply(
             TargetMarks::Plain,
             &[

@@ -1,4 +1,4 @@
-//! What lies in a data root and nobody needs, and why: Docker itself never looks for it.
+//! What a data root contains that is not needed, and why: Docker itself never looks for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -8,12 +8,12 @@ use vellum_sys::FileKind;
 
 use super::{DockerRoot, is_hex_id};
 
-/// Something that nobody needs.
+/// Something that is not needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// Where it is, in the data root.
     pub path: PathBuf,
-    /// Why it counts as one.
+    /// Why it is not needed.
     pub why: String,
 }
 
@@ -50,8 +50,8 @@ impl DockerRoot {
             .collect()
     }
 
-    /// Returns what nobody needs, by path. Nothing is changed. A running daemon's work in progress
-    /// may be named, too.
+    /// Returns what is not needed, by path. Nothing is changed. A running daemon's work in progress
+    /// may be listed too.
     pub fn orphans(&self) -> Vec<Orphan> {
         let mut found = Vec::new();
         let mut say = |path: PathBuf, why: &str| {
@@ -73,7 +73,7 @@ impl DockerRoot {
         let wanted = self.wanted_chains();
         for chain in self.layers.keys().filter(|chain| !wanted.contains(*chain)) {
             let path = self.layerdb("sha256").join(chain);
-            say(path, "a layer that no image and no container has");
+            say(path, "a layer that no image or container uses");
         }
         let mut known: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (chain, layer) in &self.layers {
@@ -97,7 +97,7 @@ impl DockerRoot {
             match (known.contains_key(tree), tree.ends_with("-removing")) {
                 (true, _) => {}
                 (false, true) => say(path, "a removal that was cut short"),
-                (false, false) => say(path, "a tree that no layer and no container has"),
+                (false, false) => say(path, "a tree that no layer or container uses"),
             }
         }
         for (tree, owner) in &known {
@@ -113,7 +113,7 @@ impl DockerRoot {
         found
     }
 
-    /// Names under `l/` that lead nowhere, or to a tree that goes by another one.
+    /// Names under `l/` that point to nothing, or to a tree with another short name.
     fn find_odd_links(&self, say: &mut impl FnMut(PathBuf, &str)) {
         let links = Path::new("overlay2/l");
         let Ok(dir) = self.dir.open_dir(links) else {
@@ -122,7 +122,7 @@ impl DockerRoot {
         for name in self.names_in(links) {
             let path = links.join(&name);
             let Ok(target) = dir.read_link(&name) else {
-                say(path, "no symbolic link");
+                say(path, "not a symbolic link");
                 continue;
             };
             let tree = Path::new(&target)
@@ -130,19 +130,19 @@ impl DockerRoot {
                 .ok()
                 .and_then(|rest| rest.strip_suffix_component("diff"));
             let Some(tree) = tree else {
-                say(path, "a short name that does not lead to a tree");
+                say(path, "a short name that does not point to a tree");
                 continue;
             };
             let own = Path::new("overlay2").join(&tree);
             if self.kind(&own.join("diff")) != Some(FileKind::Dir) {
                 say(path, "a short name whose tree is gone");
             } else if self.read_text(&own.join("link")).ok().as_deref() != Some(&name) {
-                say(path, "a short name that its tree does not go by");
+                say(path, "a short name that its tree does not have");
             }
         }
     }
 
-    /// Returns the chains that images and containers stand on, with all below them.
+    /// Returns the chains that images and containers use, with all chains below them.
     fn wanted_chains(&self) -> BTreeSet<String> {
         let mut wanted = BTreeSet::new();
         let mut waiting: Vec<String> = self.image_chains.clone();
@@ -164,7 +164,7 @@ impl DockerRoot {
         wanted
     }
 
-    /// Returns what kind of thing is at `path`, links not followed; `None` if nothing can be seen
+    /// Returns the type of the file at `path`, not following links; `None` if nothing can be seen
     /// there.
     fn kind(&self, path: &Path) -> Option<FileKind> {
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());

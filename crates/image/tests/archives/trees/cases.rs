@@ -1,5 +1,5 @@
-//! Layers in which one thing is odd. [`super::peers::below`] lies below each: files `a`, `b/x`,
-//! `dir/x` and `hidden`, a link `c` to `b`.
+//! Layers in which one thing is odd. Each is applied above [`super::peers::below`]: files `a`,
+//! `b/x`, `dir/x` and `hidden`, a link `c` to `b`.
 
 use super::raw::{Raw, archive, pax};
 
@@ -28,9 +28,9 @@ fn attr(name: &str, value: &[u8]) -> Vec<u8> {
     pax(&[(&format!("SCHILY.xattr.{name}"), value)])
 }
 
-/// A capability as the kernel keeps it: `cap_net_raw=ep`.
+/// A capability as the kernel stores it: `cap_net_raw=ep`.
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-/// An ACL as the kernel keeps it: a user more may read.
+/// An ACL as the kernel stores it: one more user may read.
 const ACL: &[u8] = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\x05\0\0\0\x04\0\x04\0\xff\xff\xff\xff\x10\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
 
 /// All of them by name.

@@ -1,11 +1,11 @@
-//! The trees that Docker, Podman and containerd make of odd layers, and Vellum's.
+//! The trees that Docker, Podman, containerd and Vellum make of odd layers.
 //!
 //! `table.txt` says for each layer of `cases.rs` what the three make of it (20.10, 4.3 and 1.6),
-//! whether Vellum makes a tree, and why where that is another one. `=`: the tree that Vellum makes;
-//! `+`: a tree, where Vellum makes none; `-`: none; `broken`: one that lists names which are not
-//! there; else what is different in it. The usual tier asks the real programs about a few layers,
+//! whether Vellum makes a tree, and why, where that is another one. `=`: the tree that Vellum
+//! makes; `+`: a tree, where Vellum makes none; `-`: none; `broken`: one that lists names which are
+//! not there; otherwise the differences. The usual tier asks the real programs about a few layers,
 //! the slow tier about all, and about layers of the generator; with `VELLUM_VERDICTS=file` it
-//! writes down what they say.
+//! writes down their results.
 
 mod cases;
 mod peers;
@@ -29,7 +29,7 @@ struct Row {
     name: &'static str,
     peers: [&'static str; 3],
     vellum: &'static str,
-    /// A word of the table's head; empty if there is nothing to explain.
+    /// A key from the table's head; empty if there is nothing to explain.
     why: &'static str,
 }
 
@@ -51,7 +51,7 @@ fn table() -> Vec<Row> {
     lines.map(row).collect()
 }
 
-/// Directories that the layer lists: the times of others are everybody's own.
+/// Directories that the layer lists: every program has its own times for others.
 fn listed(layer: &[u8]) -> BTreeSet<PathBuf> {
     let mut reader = TarReader::new(SliceSource::new(layer), &Limits::default());
     let mut found = BTreeSet::new();
@@ -62,7 +62,7 @@ fn listed(layer: &[u8]) -> BTreeSet<PathBuf> {
             let parts = parts.filter(|part| matches!(part, Component::Normal(_)));
             let path: PathBuf = parts.collect();
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-            // A whiteout that says it is a directory makes none.
+            // A whiteout whose entry is a directory creates none.
             if !name.starts_with(b".wh.") {
                 found.insert(path);
             }
@@ -71,7 +71,7 @@ fn listed(layer: &[u8]) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Leaves out of a tree what is nobody's choice. Podman gives every root 0555.
+/// Removes differences from a tree that mean nothing. Podman gives every root 0555.
 fn plain(layer: &[u8], tree: &Tree) -> Tree {
     let listed = listed(layer);
     let mut tree = tree.clone();
@@ -86,7 +86,7 @@ fn plain(layer: &[u8], tree: &Tree) -> Tree {
     tree
 }
 
-/// What is different in their tree, in a line.
+/// The differences in their tree, as one line.
 fn compared(layer: &[u8], ours: &Made, theirs: &Made, ignore: Ignore) -> String {
     let (ours, theirs) = match (ours, theirs) {
         (_, Made::Broken) => return "broken".into(),
@@ -148,7 +148,7 @@ fn odd_layers_become_trees_or_not_as_the_table_says() {
     println!("{} layers", cases.len());
 }
 
-/// What all three make a tree of becomes that tree, and else there is a reason.
+/// If all three make the same tree, Vellum makes it too; otherwise there is a reason.
 #[test]
 fn every_difference_of_trees_has_a_reason_that_the_head_explains() {
     let head: BTreeSet<&str> = TABLE
@@ -187,7 +187,7 @@ fn docker_podman_and_containerd_make_the_trees_of_the_table() {
     let mut cases = cases::cases();
     let table: BTreeMap<_, _> = table().into_iter().map(|row| (row.name, row)).collect();
     if std::env::var_os("VELLUM_SLOW").is_none() {
-        // Of those that each of them takes, since what is refused is asked for by itself.
+        // Layers that each of them accepts, since a refused one is asked about separately.
         let taken = |name: &str| {
             let row = table.get(name);
             row.is_some_and(|row| !row.peers.contains(&"-"))
@@ -229,7 +229,7 @@ fn docker_podman_and_containerd_make_the_trees_of_the_table() {
     assert!(wrong.is_empty(), "{count} of {all}:\n{}", wrong.join("\n"));
 }
 
-/// Times that all three set to 1970, and the root, on which they have their own ideas.
+/// Times that all three set to 1970, and the root, for which they have their own rules.
 fn without_known_differences(made: Made) -> Made {
     let Made::Tree(mut tree) = made else {
         return made;
@@ -247,7 +247,7 @@ fn without_known_differences(made: Made) -> Made {
 }
 
 #[test]
-fn layers_by_chance_become_the_tree_on_which_all_three_agree() {
+fn random_layers_become_the_tree_on_which_all_three_agree() {
     if std::env::var_os("VELLUM_SLOW").is_none() || !available(&["dockerd", "podman", "containerd"])
     {
         return;
@@ -268,7 +268,7 @@ fn layers_by_chance_become_the_tree_on_which_all_three_agree() {
                 Err(_) => break false,
             }
         };
-        // Of the others it is known that nobody reads them.
+        // The others are known to be unreadable for all.
         if readable {
             layers.push(layer);
         }

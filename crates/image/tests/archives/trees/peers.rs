@@ -1,5 +1,5 @@
-//! What makes trees of layers: Docker, Podman and containerd, each with a store of its own, and
-//! Vellum.
+//! Programs that make trees of layers: Docker, Podman and containerd, each with a store of its own,
+//! and Vellum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +16,7 @@ use vellum_testkit::{Scratch, Tree};
 
 use super::raw::{self, Raw};
 
-/// What becomes of a layer.
+/// The result for a layer.
 pub enum Made {
     /// A tree.
     Tree(Tree),
@@ -36,7 +36,7 @@ impl Made {
     }
 }
 
-/// The layer below each of those that are compared.
+/// The layer below each compared one.
 pub fn below() -> Vec<u8> {
     let dir = |name| Raw::new(name, b'5').mode(0o755).block();
     let file = |name: &str| Raw::new(name, b'0').data(name.as_bytes());
@@ -125,7 +125,7 @@ pub enum Peer {
 pub const PEERS: [&str; 3] = ["docker", "podman", "containerd"];
 
 impl Peer {
-    /// Starts the one of this name.
+    /// Starts the one with this name.
     pub fn start(name: &str) -> Self {
         let home = Home::new().unwrap();
         match name {
@@ -154,8 +154,8 @@ impl Peer {
         made.into_values().collect()
     }
 
-    /// Loads these together, and if that fails each half by itself: what one can't take is no fault
-    /// of the others.
+    /// Loads these together and, if that fails, each half separately: what one can't accept is not
+    /// the others' fault.
     fn load(&self, layers: &[Vec<u8>], numbers: &[usize], made: &mut BTreeMap<usize, Made>) {
         let archive = self.home().join("images.tar");
         let chosen = numbers

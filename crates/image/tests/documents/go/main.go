@@ -1,6 +1,6 @@
-// Reads documents as Go does, for comparison: on standard input come a letter for the kind of
-// document, its length in four bytes and its bytes; a line goes out for each, with every field, or
-// the word "error". Texts are written as hexadecimal digits.
+// Reads documents as Go does, for comparison. Input, for each document: a letter for its type, its
+// length in four bytes, and its bytes. Output: a line for each, with every field, or the word
+// "error". Texts are written as hexadecimal digits.
 package main
 
 import (
@@ -180,7 +180,7 @@ func (c *config) said() string {
 	return out
 }
 
-// A size that can't be is none.
+// An impossible size counts as none.
 func blob(d descriptor) string {
 	if d.Size < 0 {
 		d.Size = 0
@@ -202,7 +202,7 @@ func (m *manifest) said() string {
 	}
 	out := "index"
 	for _, e := range m.Manifests {
-		// Of no use, which is no reason to do without the others.
+		// A useless entry is no reason to reject the others.
 		if !digest.MatchString(e.Digest) {
 			continue
 		}

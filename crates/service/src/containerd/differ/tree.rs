@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vellum_format::{IdRun, Prefix, ids};
-use vellum_store::{Kind, Shape, SnapshotKey, TreeParts};
+use vellum_store::{Shape, SnapshotKey, SnapshotKind, TreeParts};
 use vellum_union::{Dialect, DirLayer, Layer, Stack};
 
 use crate::containerd::snapshots::{MountEntry, mounts::ENGINE_TYPE};
@@ -280,7 +280,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
 
 /// Fails if the store's snapshot must not be written.
 pub(super) fn writable(ours: &Ours) -> Result<()> {
-    if ours.parts.kind == Kind::Active {
+    if ours.parts.kind == SnapshotKind::Active {
         return Ok(());
     }
     Err(Error::Invalid {

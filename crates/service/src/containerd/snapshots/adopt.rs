@@ -19,8 +19,8 @@
 
 use vellum_format::Digest;
 use vellum_store::{
-    Class, Commit, Info, Keep, Kind, LabelChange, LayerCommit, PrepareOptions, Registered,
-    SnapshotKey, Store, StoreError,
+    Class, Commit, Info, Keep, LabelChange, LayerCommit, PrepareOptions, Registered, SnapshotKey,
+    SnapshotKind, Store, StoreError,
 };
 
 use super::asked::Asked;
@@ -120,7 +120,7 @@ pub(super) fn staged(
 
 /// Tells whether a snapshot holds a layer of Vellum's and is not committed yet.
 pub(super) fn is_staged(info: &Info) -> bool {
-    info.kind == Kind::Active && info.labels.contains_key(STANDS_ON)
+    info.kind == SnapshotKind::Active && info.labels.contains_key(STANDS_ON)
 }
 
 /// Returns the mounts as read-only, which tells the client not to write there.
@@ -174,7 +174,7 @@ pub(super) fn put_staged(
 /// Tells whether a layer of Vellum's can be lent. With other drivers, a layer on it would be a
 /// copy. The client's own differ can't read engines' marks.
 fn fits(own: &Info) -> bool {
-    own.kind == Kind::Committed && own.driver.stacks() && own.features.is_none()
+    own.kind == SnapshotKind::Committed && own.driver.stacks() && own.features.is_none()
 }
 
 /// Tells whether the parent that the client names has the chain of the layer below Vellum's layer
@@ -187,7 +187,7 @@ fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool>
         return Ok(false);
     };
     match store.stat(&key(parent)) {
-        Ok(info) => Ok(info.kind == Kind::Committed
+        Ok(info) => Ok(info.kind == SnapshotKind::Committed
             && info
                 .labels
                 .get(SNAPSHOT_REF)

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use vellum_store::{Kind, SnapshotKey, Store, TreeParts};
+use vellum_store::{SnapshotKey, SnapshotKind, Store, TreeParts};
 use vellum_sys::{Dir, FileKind, publish, sync};
 
 /// Extractions that are followed at once; others are left to the sync.
@@ -103,7 +103,9 @@ fn run(store: &Store, key: &SnapshotKey, root: &Path) {
         since = next;
         let pause = (begun.elapsed() * 8).clamp(PAUSE, LONG_PAUSE);
         std::thread::sleep(pause);
-        let is_open = store.stat(key).is_ok_and(|info| info.kind == Kind::Active);
+        let is_open = store
+            .stat(key)
+            .is_ok_and(|info| info.kind == SnapshotKind::Active);
         if !is_open || last_new.elapsed() > QUIET {
             return;
         }

@@ -1,4 +1,4 @@
-//! Looking at what a rebuild can bring back: record files, and what lies beside them.
+//! What a rebuild can restore: record files, and what is next to them.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -17,9 +17,9 @@ use crate::{
     sidecar::{ContainerFile, ImageFile, Sidecar},
 };
 
-/// What record files and directories say is there, looked at before any transaction.
+/// What record files and directories say exists, looked at before any transaction.
 #[derive(Default)]
-pub(crate) struct Found {
+pub(crate) struct Recoverable {
     pub(super) trees: BTreeMap<TreeId, TreeRecord>,
     pub(super) images: Vec<ImageFile>,
     pub(super) containers: Vec<ContainerFile>,
@@ -29,8 +29,8 @@ pub(crate) struct Found {
     pub(super) lost: Vec<Finding>,
 }
 
-impl Found {
-    /// Everything there is.
+impl Recoverable {
+    /// Looks at everything.
     pub(super) fn all(layout: &Layout) -> Result<Self> {
         let mut found = Self::default();
         found.trees(layout)?;
@@ -38,7 +38,7 @@ impl Found {
         Ok(found)
     }
 
-    /// Trees that have a record file and no row in this older database, and what goes with them;
+    /// Trees that have a record file and no row in this older database, and what belongs to them;
     /// nothing if there is none.
     pub fn without_rows(connection: &mut Connection, layout: &Layout) -> Result<Self> {
         let tx = connection.transaction().db("look for rows")?;
@@ -54,12 +54,12 @@ impl Found {
             found.trees = unknown;
             found.rest(layout, |located| Ok(!rows::is_recorded(&tx, located)?))?;
         }
-        // What is only damaged is `check`'s to tell.
+        // What is only damaged is reported by `check`.
         found.lost.clear();
         Ok(found)
     }
 
-    /// Looks at all that is wanted but trees.
+    /// Looks at everything wanted except trees.
     fn rest(&mut self, layout: &Layout, wanted: impl Fn(&Located) -> Result<bool>) -> Result<()> {
         for shelf in [Shelf::Records, Shelf::Blobs, Shelf::Recipes, Shelf::Volumes] {
             for (path, located) in layout.holds(shelf)? {
@@ -149,7 +149,7 @@ impl Found {
     }
 }
 
-/// True for a file that claims to be longer than all of its file system: reading its holes would
+/// True for a file that claims to be longer than its whole file system: reading its holes would
 /// take days.
 fn is_absurd(path: &Path) -> Result<bool> {
     let Some(found) = plain::stat(path).map_err(layout::damaged)? else {
