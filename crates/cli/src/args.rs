@@ -25,28 +25,29 @@ pub mod tree;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Directory of the store [default: /var/lib/vellum, or ~/.local/share/vellum for a plain user]
+    /// Store directory [default: /var/lib/vellum, or ~/.local/share/vellum for a plain user]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
-    /// Directory of what lives until the next boot [default: /run/vellum]
+    /// Directory for runtime state, which a reboot clears [default: /run/vellum]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub run_dir: Option<PathBuf>,
-    /// Configuration file, instead of the system's and your own
+    /// Read settings from this file instead of the system's and your own
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Driver of new layers and containers: overlay2, overlay or native
+    /// Storage driver for new layers and containers: overlay2, overlay or native
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Driver>)]
     pub storage_driver: Option<Driver>,
-    /// Who mounts: auto (the kernel where it can), kernel or vellum
+    /// What mounts layers: auto (the kernel where it can), kernel or vellum
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Engine>)]
     pub engine: Option<Engine>,
-    /// Leave off the kernel marks that Docker's and containerd's own diff would misread
+    /// Write no kernel marks that Docker's and containerd's own diff would misread
     #[arg(long, global = true)]
     pub docker_compatible: bool,
-    /// How layers reach the kernel: auto, layer-fds, lowerdir-plus or option-page
+    /// How to pass layers to the kernel: auto, layer-fds, lowerdir-plus or option-page
     #[arg(long, global = true, value_name = "METHOD", value_parser = parse::<MountMethod>)]
     pub mount_method: Option<MountMethod>,
-    /// Kernel mount option: redirect_dir=, metacopy= or xino= on, off or auto; or volatile
+    /// Kernel mount option (repeatable): redirect_dir=, metacopy= or xino= with on, off or auto; or
+    /// volatile
     #[arg(long = "mount-opt", global = true, value_name = "NAME=VALUE")]
     pub mount_options: Vec<String>,
     /// Print results and errors only
@@ -65,9 +66,9 @@ pub struct Output {
 /// How layers of a saved or pushed image are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compression {
-    /// Not at all
+    /// No compression
     None,
-    /// gzip, understood by everyone
+    /// gzip, which every client understands
     Gzip,
     /// Zstandard, faster and smaller
     Zstd,

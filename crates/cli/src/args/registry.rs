@@ -10,7 +10,7 @@ use crate::exit_code::Failure;
 /// How a registry is reached.
 #[derive(Debug, Args)]
 pub struct Registry {
-    /// Speak plain HTTP with the registry
+    /// Use plain HTTP to talk to the registry
     #[arg(long)]
     pub insecure: bool,
     /// File with registry logins [default: Docker's and Podman's]

@@ -16,7 +16,7 @@ use crate::exit_code::Failure;
 /// Which layers are looked at.
 #[derive(Debug, Args)]
 pub struct Tree {
-    /// Layers as for `vellum overlay`: lowerdir=TOP:NEXT:..., and upperdir= on top
+    /// Look in these layers, given as for `vellum overlay`: lowerdir=TOP:NEXT:..., upperdir=
     #[arg(
         short = 'o',
         long = "options",
@@ -24,7 +24,7 @@ pub struct Tree {
         conflicts_with = "image"
     )]
     pub options: Vec<OsString>,
-    /// The layers of an image
+    /// Look in the layers of this image
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 }
@@ -39,7 +39,7 @@ impl Tree {
 /// Which layers are looked at, and where.
 #[derive(Debug, Args)]
 pub struct Look {
-    /// The path in the tree; CONTAINER:PATH for a container's
+    /// Path in the tree; CONTAINER:PATH for a container's
     pub path: OsString,
     #[command(flatten)]
     /// Which tree

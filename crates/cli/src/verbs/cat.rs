@@ -8,7 +8,7 @@ use crate::args::tree::{Look, find};
 use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
 
-/// Print a file of a tree, without mounting it
+/// Print a file from a tree without mounting it
 #[derive(Debug, Args)]
 pub struct Cat {
     #[command(flatten)]

@@ -14,13 +14,13 @@ use crate::start::Start;
 /// Verify that records and trees agree
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Put right what follows from the records: short names, lists of lower layers
+    /// Repair what follows from the records: short names, lists of lower layers
     #[arg(long)]
     pub heal: bool,
-    /// Read every blob and layer, and compare their digests
+    /// Read every blob and layer, and compare it with its digest
     #[arg(long)]
     pub deep: bool,
-    /// Make the database anew from what lies beside it; the old one is kept
+    /// Rebuild the database from the records next to it; the old one is kept
     #[arg(long, conflicts_with_all = ["heal", "deep"])]
     pub rebuild: bool,
     /// Rebuild without asking

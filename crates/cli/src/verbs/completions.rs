@@ -10,7 +10,7 @@ use crate::start::Start;
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// The shell
+    /// Shell to complete for
     pub shell: clap_complete::Shell,
 }
 

@@ -13,12 +13,12 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Show settings, or take over Docker's
+/// Show settings, or convert Docker's
 #[derive(Debug, Subcommand)]
 pub enum Config {
-    /// Show every setting and who gave it
+    /// Show every setting and where it comes from
     Show(ConfigShow),
-    /// Turn Docker's storage settings into Vellum's
+    /// Convert Docker's storage settings to Vellum's
     Import(ConfigImport),
 }
 
@@ -33,10 +33,10 @@ pub struct ConfigShow {
 /// `config import`
 #[derive(Debug, Args)]
 pub struct ConfigImport {
-    /// A daemon.json, a docker-storage file, or - for stdin [default: /etc/docker/daemon.json]
+    /// daemon.json or docker-storage file, or - for stdin [default: /etc/docker/daemon.json]
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
-    /// Docker's storage options themselves: "--storage-driver overlay2 --storage-opt
+    /// Convert these storage options of Docker: "--storage-driver overlay2 --storage-opt
     /// overlay2.size=10G"
     #[arg(
         long,
@@ -45,10 +45,10 @@ pub struct ConfigImport {
         allow_hyphen_values = true
     )]
     pub options: Option<String>,
-    /// Write this file [default: print it]
+    /// File to write [default: stdout]
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long, short)]
     pub force: bool,
 }

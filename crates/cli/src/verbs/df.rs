@@ -10,10 +10,10 @@ use crate::exit_code::DONE;
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Show what uses the disk: shared and exclusive, by image, layer and container
+/// Show disk use, shared and exclusive, by image, layer and container
 #[derive(Debug, Args)]
 pub struct Df {
-    /// One line for each image, layer, container and volume
+    /// Print one line for each image, layer, container and volume
     #[arg(long, short)]
     pub verbose: bool,
     #[command(flatten)]

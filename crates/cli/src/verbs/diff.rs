@@ -15,10 +15,10 @@ use crate::{complete, out};
 /// List what a container changed: A added, C changed, D deleted
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The container
+    /// Container to compare with what it started from
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Write the changes as a layer tar to stdout
+    /// Write the changes to stdout as a layer tar
     #[arg(long, conflicts_with = "json")]
     pub tar: bool,
     #[command(flatten)]

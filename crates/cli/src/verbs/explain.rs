@@ -12,7 +12,7 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Say which layer a path, its attributes and its data come from, and why others are hidden
+/// Show which layer a path, its attributes and its data come from, and why others are hidden
 #[derive(Debug, Args)]
 pub struct Explain {
     #[command(flatten)]

@@ -14,13 +14,13 @@ use crate::out::{self, stdout};
 use crate::report;
 use crate::start::Start;
 
-/// Remove what nothing needs
+/// Remove data that nothing needs
 #[derive(Debug, Args)]
 pub struct Gc {
-    /// Say what would go and why, and remove nothing
+    /// Print what would be removed and why, and remove nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
-    /// Also what `check --rebuild` found and holds until somebody has looked
+    /// Also remove what `check --rebuild` found and keeps for you to look at first
     #[arg(long, conflicts_with = "dry_run")]
     pub rebuilt: bool,
     #[command(flatten)]
@@ -34,7 +34,7 @@ impl Verb for Gc {
         "",
         "  vellum gc --dry-run
   vellum gc
-  vellum gc --rebuilt                     after check --rebuild, when you have looked",
+  vellum gc --rebuilt                     after `check --rebuild`, once you have looked",
     )];
 
     fn run(self, start: Start<'_>) -> Outcome {

@@ -17,7 +17,7 @@ use crate::start::Start;
 /// Show everything known about images, containers or volumes, as JSON
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Images, containers or volumes, by name or unique beginning of the id
+    /// Images, containers or volumes, by name or unique id prefix
     #[arg(add = complete::anything(), required = true)]
     pub names: Vec<String>,
 }

@@ -13,25 +13,25 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Bring in images from an archive or OCI layout
+/// Load images from an archive or OCI layout
 #[derive(Debug, Args)]
 pub struct Load {
-    /// Archive (docker save's or OCI, however compressed) or OCI layout directory; - is stdin
+    /// Archive (docker save's or OCI, compressed or not) or OCI layout directory; - is stdin
     #[arg(value_hint = ValueHint::AnyPath, default_value = "-")]
     pub archive: PathBuf,
-    /// The same, as Docker spells it
+    /// Same as ARCHIVE, spelled as in `docker load`
     #[arg(long, short, value_name = "FILE", conflicts_with = "archive", value_hint = ValueHint::AnyPath)]
     pub input: Option<PathBuf>,
-    /// Name the image so, where the archive holds one image
+    /// Name for the image, if the archive holds just one
     #[arg(long, short, value_name = "NAME")]
     pub tag: Option<String>,
-    /// Take this platform of a multi-platform image [default: the machine's]
+    /// Platform to take from a multi-platform image [default: the machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
-    /// Keep the compressed layers too, for pushing them on unchanged
+    /// Also keep the compressed layers, so that they can be pushed unchanged
     #[arg(long)]
     pub keep_blobs: bool,
-    /// Layers unpacked at once
+    /// Number of layers to unpack at once [default: one per CPU, at most 8]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     #[command(flatten)]

@@ -13,14 +13,14 @@ use crate::exit_code::{DONE, FAILED, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Put Vellum on a node of a fleet, or take it off
+/// Install Vellum on a node of a fleet, or uninstall it
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Put this program on a node, with units and containerd's configuration; again is an upgrade
+    /// Install or upgrade this program on a node, with systemd units and containerd's configuration
     Install(NodeInstall),
     /// Undo an install; images and layers stay
     Uninstall(NodeUninstall),
-    /// Show what is installed, and whether it is as this program would install it
+    /// Show what is installed, and whether it matches what this program would install
     Status(NodeStatus),
 }
 
@@ -35,8 +35,8 @@ pub struct NodePlace {
 /// Whether something is done, and who is told.
 #[derive(Debug, Args)]
 pub struct NodeDoing {
-    /// Tell the node's systemd, too: units, and a restart of containerd if its configuration
-    /// changed. Containers go on
+    /// Also have the node's systemd apply the new units, and restart containerd if its
+    /// configuration changed. Containers keep running
     #[arg(long)]
     pub activate: bool,
     /// Show what would change, and change nothing
@@ -47,13 +47,13 @@ pub struct NodeDoing {
 /// Where things go on a node.
 #[derive(Debug, Args)]
 pub struct NodeFiles {
-    /// The node's directory for the program
+    /// Directory on the node for the program
     #[arg(long, value_name = "DIR", default_value = "/usr/local/bin")]
     pub bin_dir: PathBuf,
-    /// The node's directory for systemd units
+    /// Directory on the node for systemd units
     #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
     pub unit_dir: PathBuf,
-    /// The node's containerd configuration
+    /// containerd's configuration file on the node
     #[arg(
         long,
         value_name = "FILE",
@@ -77,10 +77,10 @@ pub struct NodeInstall {
     /// Add the snapshotter, but leave the kubelet's images and containers where they are
     #[arg(long)]
     pub no_cri: bool,
-    /// Whether Vellum unpacks and diffs, too [default: from version 3 of the configuration on]
+    /// Whether Vellum also unpacks and diffs [default: true from configuration version 3 on]
     #[arg(long, value_name = "BOOL")]
     pub differ: Option<bool>,
-    /// Take the place of another snapshotter than containerd's own
+    /// Replace the configured snapshotter even if it is not containerd's own
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]

@@ -15,12 +15,12 @@ use crate::start::Start;
 /// Send an image to a registry
 #[derive(Debug, Args)]
 pub struct Push {
-    /// The image in the store
+    /// Image in the store
     #[arg(add = complete::images())]
     pub image: String,
-    /// Where to, if not where its name says: [HOST[:PORT]/]NAME[:TAG]
+    /// Where to push it, if not to the place in its name: [HOST[:PORT]/]NAME[:TAG]
     pub destination: Option<String>,
-    /// How layers are compressed that aren't kept compressed
+    /// How to compress layers that the store doesn't keep compressed
     #[arg(long, value_name = "HOW", value_enum, default_value = "gzip")]
     pub compress: Compression,
     #[command(flatten)]

@@ -11,10 +11,10 @@ use crate::start::Start;
 /// Give a container another name
 #[derive(Debug, Args)]
 pub struct Rename {
-    /// The container
+    /// Container to rename
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Its new name
+    /// The new name
     pub name: String,
 }
 

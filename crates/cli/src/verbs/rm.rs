@@ -12,10 +12,10 @@ use crate::{complete, out};
 /// Remove containers
 #[derive(Debug, Args)]
 pub struct Rm {
-    /// The containers
+    /// Containers to remove
     #[arg(add = complete::containers(), required = true)]
     pub containers: Vec<String>,
-    /// Also those that are mounted, with what they changed, and without asking
+    /// Unmount and remove mounted containers too, without asking
     #[arg(long, short)]
     pub force: bool,
 }

@@ -12,10 +12,10 @@ use crate::{complete, out};
 /// Remove images, and layers that nothing else needs
 #[derive(Debug, Args)]
 pub struct Rmi {
-    /// The images
+    /// Images to remove
     #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
-    /// Remove all names of an image; containers keep the layers they stand on
+    /// Remove an image with all its names; containers keep the layers they are based on
     #[arg(long, short)]
     pub force: bool,
 }

@@ -11,10 +11,10 @@ use crate::start::Start;
 /// Give an image another name
 #[derive(Debug, Args)]
 pub struct Tag {
-    /// The image
+    /// Image to name
     #[arg(add = complete::images())]
     pub image: String,
-    /// Its other name
+    /// The additional name
     pub name: String,
 }
 

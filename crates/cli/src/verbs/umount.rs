@@ -13,16 +13,16 @@ use crate::complete;
 use crate::exit_code::DONE;
 use crate::start::Start;
 
-/// Take mounts away
+/// Unmount containers or directories
 #[derive(Debug, Args)]
 pub struct Umount {
-    /// Containers, or directories where something of Vellum's is mounted
+    /// Containers, or directories where Vellum has mounted something
     #[arg(add = complete::containers(), required_unless_present = "all")]
     pub names: Vec<OsString>,
-    /// Everything of this store
+    /// Unmount everything of this store
     #[arg(long, short, conflicts_with = "names")]
     pub all: bool,
-    /// Detach also while somebody uses it
+    /// Detach mounts even while a process uses them
     #[arg(long, short)]
     pub force: bool,
 }

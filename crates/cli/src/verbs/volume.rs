@@ -11,10 +11,10 @@ use crate::out::stdout;
 use crate::start::Start;
 use crate::{complete, out};
 
-/// Directories that outlive containers
+/// Manage volumes: directories that outlive containers
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume
+    /// Create a volume
     Create(VolumeCreate),
     /// List volumes
     Ls(VolumeLs),
@@ -25,9 +25,9 @@ pub enum Volume {
 /// `volume create`
 #[derive(Debug, Args)]
 pub struct VolumeCreate {
-    /// Its name [default: a random one, printed]
+    /// Name for the volume [default: a random one, printed]
     pub name: Option<String>,
-    /// Keep a label with it
+    /// Store a label with the volume (repeatable)
     #[arg(long, short, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
     #[command(flatten)]
@@ -46,10 +46,10 @@ pub struct VolumeLs {
 /// `volume rm`
 #[derive(Debug, Args)]
 pub struct VolumeRm {
-    /// The volumes
+    /// Volumes to remove
     #[arg(add = complete::volumes(), required = true)]
     pub names: Vec<String>,
-    /// Without asking
+    /// Remove volumes that hold data without asking
     #[arg(long, short)]
     pub force: bool,
 }

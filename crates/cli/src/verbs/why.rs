@@ -11,10 +11,10 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Say what a path in the store is, and what keeps it
+/// Explain what a path in the store is, and what keeps it
 #[derive(Debug, Args)]
 pub struct Why {
-    /// A path in the store, absolute or from its root, or a tree's directory name
+    /// Path in the store, absolute or relative to its root, or a tree's directory name
     #[arg(value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
     #[command(flatten)]
