@@ -1,11 +1,11 @@
-//! Arguments that several verbs have: those of every command, how results are printed, what reads a
-//! value.
+//! Arguments that several verbs share: the global ones, how results are printed, and parsers for
+//! values.
 //!
-//! The arguments of one verb stand with it, in `verbs/`. Texts are short first lines.
+//! A verb's own arguments are in its file in `verbs/`. Each help text is one short line.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
-    reason = "the comments are help texts: [:TAG] is no link"
+    reason = "the comments are help texts: [:TAG] is not a link"
 )]
 
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ pub mod process;
 pub mod registry;
 pub mod tree;
 
-/// Options of every command. What they don't say, environment and files do; see
-/// docs/configuration.md.
+/// Options of every command. Settings that they leave open come from the environment and from
+/// files; see docs/configuration.md.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
@@ -63,7 +63,7 @@ pub struct Output {
     pub json: bool,
 }
 
-/// How layers of a saved or pushed image are compressed.
+/// Compression of the layers of a saved or pushed image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compression {
     /// No compression
@@ -84,7 +84,7 @@ impl From<Compression> for vellum_image::Compression {
     }
 }
 
-/// Reads a value by its own words.
+/// Parses a value with its own `FromStr`.
 pub fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|why: T::Err| why.to_string())
 }
@@ -94,7 +94,7 @@ pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text)
 }
 
-/// Takes `KEY=VALUE` apart; a bare key has an empty value.
+/// Splits `KEY=VALUE`; a bare key gets an empty value.
 pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
     texts
         .iter()
@@ -105,7 +105,7 @@ pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
         .collect()
 }
 
-/// Returns the path from the root. Links are not resolved.
+/// Returns the absolute path. Links are not resolved.
 pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))

@@ -142,7 +142,7 @@ fn layers_are_looked_at_without_a_mount() {
         "{why}"
     );
     assert!(
-        why.contains("a file, hidden by layer 1 (not asked)"),
+        why.contains("a file, hidden by layer 1 (has no effect)"),
         "{why}"
     );
     let why = ok(&["explain", "-o", &options, "/dir/inner"]);

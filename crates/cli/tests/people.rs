@@ -209,7 +209,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             2,
             &["frobnicate"],
-            "error: there is no command `frobnicate`\nhint: `vellum --help` lists all",
+            "error: there is no command `frobnicate`\nhint: `vellum --help` lists all commands",
         ),
         (
             125,
@@ -371,7 +371,7 @@ fn dockers_settings_are_taken_over() {
         said.out
     );
     let err = world.fails(1, &["config", "import", text(&daemon), "-o", text(&out)]);
-    assert!(err.contains("is there already"), "{err}");
+    assert!(err.contains("already exists"), "{err}");
     assert_eq!(
         world.ok(&[
             "config",

@@ -1,4 +1,4 @@
-//! The process in a container, as `run` and `bundle` take it.
+//! The process in a container: the arguments of `run` and `bundle`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +9,7 @@ use vellum_service::container::bundle::{self as bundles, ProcessRequest};
 
 use crate::exit_code::Failure;
 
-/// Which network a container sees.
+/// The network that a container sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Network {
     /// Its own, with only a loopback device
@@ -18,7 +18,7 @@ pub enum Network {
     Host,
 }
 
-/// What `run` and `bundle` have in common.
+/// The arguments that `run` and `bundle` share.
 #[derive(Debug, Args)]
 pub struct Process {
     /// Set an environment variable; a bare NAME copies yours, or unsets it if you have none
@@ -56,8 +56,8 @@ pub struct Process {
     pub cap_drop: Vec<String>,
 }
 
-/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here;
-/// if there is none, the container has no such variable either.
+/// Resolves the arguments about the process. A bare `-e NAME` copies this process's variable; if it
+/// isn't set here, the container doesn't have it either.
 pub fn process(
     ctx: &Context,
     args: Process,
@@ -65,7 +65,7 @@ pub fn process(
 ) -> Result<ProcessRequest, Failure> {
     let env = args.env.into_iter().map(|variable| {
         if variable.is_empty() {
-            return Err(Failure::misused("--env wants NAME=VALUE, or a NAME"));
+            return Err(Failure::misused("--env needs NAME=VALUE or NAME"));
         }
         let value = match variable.as_bytes().contains(&b'=') {
             true => None,

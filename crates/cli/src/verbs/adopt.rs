@@ -1,5 +1,5 @@
-//! `adopt`: what was taken over, and what Docker left lying about. The code is 1 if an image could
-//! not be had.
+//! `adopt`: the images that were adopted, and what Docker left behind. The exit code is 1 if an
+//! image could not be adopted.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub struct Adopt {
     /// List what would be adopted, and what is orphaned, without reading layers
     #[arg(long, conflicts_with = "in_place")]
     pub dry_run: bool,
-    /// How the answer is printed
+    /// How results are printed
     #[command(flatten)]
     pub output: Output,
 }
@@ -114,13 +114,13 @@ fn adopt(ctx: &Context, args: Adopt, quiet: bool) -> Outcome {
     if !quiet {
         if adopted.unnamed > 0 {
             ctx.progress.say(&format!(
-                "{} images have no name and were left out: --all takes them too",
+                "{} images without a name were left out: --all includes them",
                 adopted.unnamed
             ));
         }
         if !adopted.containers.is_empty() {
             ctx.progress
-                .say("what a container changed comes along if Docker makes an image of it first: docker commit NAME IMAGE");
+                .say("to adopt a container's changes, first make an image of it: docker commit NAME IMAGE");
         }
     }
     Ok(if damaged { FAILED } else { DONE })

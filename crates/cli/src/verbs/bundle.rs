@@ -1,4 +1,4 @@
-//! `bundle`: an OCI runtime bundle of a container.
+//! `bundle`: writes an OCI runtime bundle for a container.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

@@ -1,4 +1,4 @@
-//! `cat`: a file of a tree that is not mounted.
+//! `cat`: prints a file from a tree that is not mounted.
 
 use clap::Args;
 use vellum_service::layer::look;
@@ -12,7 +12,7 @@ use crate::start::Start;
 #[derive(Debug, Args)]
 pub struct Cat {
     #[command(flatten)]
-    /// What is read
+    /// What to read
     pub look: Look,
 }
 

@@ -1,4 +1,4 @@
-//! `commit`: an image of a container's changes.
+//! `commit`: creates an image from a container's changes.
 
 use clap::Args;
 use vellum_service::Context;
@@ -66,7 +66,8 @@ fn commit(ctx: &Context, args: Commit, quiet: bool) -> Outcome {
     out.done()?;
     if !quiet {
         for (name, from) in &made.moved_names {
-            ctx.progress.say(&format!("{name} named {from} until now"));
+            ctx.progress
+                .say(&format!("{name} was the name of image {from} until now"));
         }
     }
     Ok(DONE)

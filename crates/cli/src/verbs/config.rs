@@ -1,4 +1,4 @@
-//! `config`: the settings, and Docker's as Vellum's.
+//! `config`: shows the settings, and converts Docker's.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ fn import(ctx: &Context, args: ConfigImport) -> Outcome {
         ctx.progress.say(&format!("note: {remark}"));
     }
     let text = toml::to_string(&imported.partial)
-        .map_err(|e| Failure::other(format!("the settings can't be written as TOML: {e}")))?;
+        .map_err(|e| Failure::other(format!("cannot write the settings as TOML: {e}")))?;
     match args.output {
         None => {
             let mut out = stdout();
@@ -125,7 +125,7 @@ fn import(ctx: &Context, args: ConfigImport) -> Outcome {
         Some(path) => {
             write(&path, &text, args.force)?;
             ctx.progress.say(&format!(
-                "wrote {}; `vellum config show` shows what holds now",
+                "wrote {}; `vellum config show` shows the settings in effect",
                 path.display()
             ));
         }
@@ -158,7 +158,7 @@ fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
     let mut file = match options.open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Failure::other(format!(
-                "{} is there already\nhint: --force replaces it",
+                "{} already exists\nhint: --force replaces it",
                 path.display()
             )));
         }

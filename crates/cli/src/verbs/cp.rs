@@ -1,4 +1,4 @@
-//! `cp`: files into a container and out of it.
+//! `cp`: copies files into and out of a container.
 
 use std::ffi::OsString;
 

@@ -1,4 +1,4 @@
-//! `create`: a container.
+//! `create`: creates a container.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;

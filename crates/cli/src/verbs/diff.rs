@@ -1,4 +1,4 @@
-//! `diff`: what a container changed, as a list or as a tar.
+//! `diff`: lists a container's changes, or writes them as a tar.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -59,7 +59,7 @@ impl Verb for Diff {
                 let mut bytes = vec![line.kind as u8, b' '];
                 bytes.extend_from_slice(line.path.as_os_str().as_bytes());
                 written = out.line(bytes);
-                // Nobody reads any more: stop as if asked to.
+                // The reader is gone: stop as if cancelled.
                 if written.is_err() {
                     Err(Error::Cancelled)
                 } else {

@@ -1,4 +1,4 @@
-//! `explain`: which layer says what of a path.
+//! `explain`: shows what each layer says about a path.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::start::Start;
 #[derive(Debug, Args)]
 pub struct Explain {
     #[command(flatten)]
-    /// What is explained
+    /// What to explain
     pub look: Look,
     #[command(flatten)]
     /// How results are printed
@@ -54,7 +54,7 @@ impl Verb for Explain {
             out.line(format!("content:    {layer}"))?;
         }
         for said in &explained.layers {
-            let mark = if said.counts { "" } else { " (not asked)" };
+            let mark = if said.counts { "" } else { " (has no effect)" };
             out.line(format!(
                 "layer {}: {}: {}{mark}",
                 said.layer,

@@ -1,4 +1,4 @@
-//! `export`: images in the forms of other programs' stores.
+//! `export`: shows images in the format of another program's store.
 
 use std::path::PathBuf;
 
@@ -82,7 +82,7 @@ impl Verb for Export {
         if !(quiet || args.output.json) {
             let verb = if request.dry_run { "would be" } else { "are" };
             ctx.progress.say(&format!(
-                "{0} images of {1} layers {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
+                "{0} images with {1} layers {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
                 done.images.len(),
                 done.layers,
                 done.dir,

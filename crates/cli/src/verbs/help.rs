@@ -1,4 +1,4 @@
-//! `help`: a help page.
+//! `help`: shows a help page.
 
 use std::ffi::OsString;
 

@@ -1,4 +1,4 @@
-//! `history`: which step made which layer.
+//! `history`: shows which build step created which layer.
 
 use clap::Args;
 use jiff::Timestamp;

@@ -1,4 +1,4 @@
-//! `images`: what is in the store. `--quiet` behind the verb prints ids, as Docker and Podman do.
+//! `images`: lists images. `--quiet` after the verb prints ids, as in Docker and Podman.
 
 use clap::Args;
 use jiff::Timestamp;

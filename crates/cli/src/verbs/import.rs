@@ -1,4 +1,4 @@
-//! `import`: a directory or tar as an image of one layer.
+//! `import`: creates a single-layer image from a directory or tar.
 
 use std::path::{Path, PathBuf};
 

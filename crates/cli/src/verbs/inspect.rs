@@ -1,5 +1,5 @@
-//! `inspect`: an array in the order of the names. A name is a container first, then an image, then
-//! a volume.
+//! `inspect`: prints an array in the order of the names. A name is looked up first as a container,
+//! then as an image, then as a volume.
 
 use clap::Args;
 use serde_json::{Value, json};

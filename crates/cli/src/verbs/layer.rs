@@ -1,4 +1,4 @@
-//! `layer`: layers of layers, in directories that are named one by one.
+//! `layer`: creates layers from other layers, given as directories.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub enum Layer {
     Convert(LayerConvert),
 }
 
-/// How marks are written.
+/// The dialect in which marks are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Marks {
     /// Like kernel mounts by root: devices 0:0 and trusted.overlay.*
@@ -202,7 +202,7 @@ fn how(ctx: &Context, args: &LayerHow, whole: bool) -> How {
 fn tell(ctx: &Context, made: &Made) -> Outcome {
     for path in &made.left_out {
         ctx.progress.say(&format!(
-            "left out, since a layer holds no sockets: {}",
+            "left out, because a layer can't hold sockets: {}",
             path.display()
         ));
     }

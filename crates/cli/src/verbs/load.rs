@@ -1,5 +1,5 @@
-//! `load`: images from an archive or layout. What it says of images that came in is said by `pull`
-//! and `import`, too.
+//! `load`: loads images from an archive or layout. `pull` and `import` use its reports about new
+//! images, too.
 
 use std::path::{Path, PathBuf};
 
@@ -93,7 +93,7 @@ pub(super) fn print_one(image: &BroughtIn, json: bool) -> Outcome {
     Ok(DONE)
 }
 
-/// What a user types to mean the image.
+/// Returns what a user types to name the image.
 fn called(image: &BroughtIn) -> String {
     match image.names.as_slice() {
         [] => image.id.clone(),
@@ -105,7 +105,7 @@ pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
     for image in images {
         for (name, from) in &image.moved_names {
             ctx.progress.warn(&format!(
-                "{name} was the name of image {from}, which keeps its id only"
+                "{name} was the name of image {from}, which now has only its id"
             ));
         }
         if !quiet {
@@ -113,7 +113,7 @@ pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
             let (new, present) = (image.new_layers, image.present_layers);
             ctx.progress.say(&match present {
                 0 => format!("image {id}: {new} layers"),
-                _ => format!("image {id}: {new} new layers, {present} that were there"),
+                _ => format!("image {id}: {new} new layers, {present} already present"),
             });
         }
     }

@@ -1,5 +1,5 @@
-//! `ls`: containers, or a directory in a tree. `--quiet` behind the verb prints ids, as Docker and
-//! Podman do.
+//! `ls`: lists containers, or a directory in a tree. `--quiet` after the verb prints ids, as in
+//! Docker and Podman.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +26,7 @@ pub struct Ls {
     #[arg(add = complete::containers(), value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]
-    /// Another tree than a container's
+    /// A tree other than a container's
     pub tree: Tree,
     /// Print only ids, one per line
     #[arg(long, conflicts_with = "json")]
@@ -69,7 +69,7 @@ impl Verb for Ls {
             .as_deref()
             .map_or(Some(None), |f| f.to_str().map(Some))
         else {
-            return Err(Failure::misused("a container's name is text"));
+            return Err(Failure::misused("a container's name must be UTF-8"));
         };
         let all = list::list(ctx, filter, self.size)?;
         let mut out = stdout();

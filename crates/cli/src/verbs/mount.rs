@@ -1,4 +1,4 @@
-//! `mount`: a tree at a directory, the plan of it, or what is mounted.
+//! `mount`: mounts a tree at a directory, prints the plan for that, or lists mounts.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -99,8 +99,9 @@ impl Verb for Mount {
         }
         out.done()?;
         if !quiet && !ctx.process.in_first_namespace && !self.output.json {
-            ctx.progress
-                .say("(it shows inside your user namespace: `vellum unshare` enters it)");
+            ctx.progress.say(
+                "(the mount is visible only in your user namespace: `vellum unshare` enters it)",
+            );
         }
         Ok(DONE)
     }

@@ -1,5 +1,5 @@
-//! `node`: put on a machine, or on one whose root is mounted here, taken off it, looked at. It
-//! needs neither store nor settings.
+//! `node`: installs Vellum on this machine or on one whose root is mounted here, uninstalls it, and
+//! shows the state. It needs neither store nor settings.
 
 use std::path::PathBuf;
 
@@ -32,7 +32,7 @@ pub struct NodePlace {
     pub host_root: PathBuf,
 }
 
-/// Whether something is done, and who is told.
+/// Whether changes are made, and whether systemd applies them.
 #[derive(Debug, Args)]
 pub struct NodeDoing {
     /// Also have the node's systemd apply the new units, and restart containerd if its
@@ -84,7 +84,7 @@ pub struct NodeInstall {
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]
-    /// Whether it is done
+    /// Whether changes are made
     pub doing: NodeDoing,
     #[command(flatten)]
     /// How results are printed
@@ -98,7 +98,7 @@ pub struct NodeUninstall {
     /// Where the node is
     pub place: NodePlace,
     #[command(flatten)]
-    /// Whether it is done
+    /// Whether changes are made
     pub doing: NodeDoing,
     #[command(flatten)]
     /// How results are printed
@@ -161,7 +161,7 @@ impl Verb for Node {
     }
 }
 
-/// Where the units have the server listen.
+/// The socket on which the units make the server listen.
 const SOCKET: &str = "/run/vellum/containerd.sock";
 
 fn options(place: NodePlace, files: NodeFiles) -> Result<InstallOptions, Failure> {
@@ -169,7 +169,7 @@ fn options(place: NodePlace, files: NodeFiles) -> Result<InstallOptions, Failure
     let inside = [&files.bin_dir, &files.unit_dir].into_iter().chain(&config);
     if let Some(path) = inside.into_iter().find(|path| !path.is_absolute()) {
         return Err(Failure::misused(format!(
-            "{} is no absolute path of the node",
+            "{} is not an absolute path on the node",
             path.display()
         )));
     }
@@ -261,7 +261,7 @@ fn status(args: NodeStatus) -> Outcome {
     }
     out.done()?;
     let current = status.parts.iter().all(|part| part.state == State::Current);
-    // For scripts: what is not as it should be is a failure that has been told.
+    // For scripts: a difference is a failure, and it has been printed already.
     if current {
         Ok(DONE)
     } else {

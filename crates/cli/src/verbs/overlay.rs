@@ -1,4 +1,4 @@
-//! `overlay`: arguments to a mount of Vellum's own engine. It needs neither store nor settings.
+//! `overlay`: mounts directories with Vellum's own engine. It needs neither store nor settings.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `pull`: an image from a registry.
+//! `pull`: fetches an image from a registry.
 
 use clap::Args;
 use vellum_service::image::PullRequest;
@@ -25,7 +25,7 @@ pub struct Pull {
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     #[command(flatten)]
-    /// How the registry is reached.
+    /// How to reach the registry.
     pub registry: Registry,
     #[command(flatten)]
     /// How results are printed

@@ -1,4 +1,4 @@
-//! `push`: an image to a registry.
+//! `push`: sends an image to a registry.
 
 use clap::Args;
 use vellum_service::image;
@@ -24,7 +24,7 @@ pub struct Push {
     #[arg(long, value_name = "HOW", value_enum, default_value = "gzip")]
     pub compress: Compression,
     #[command(flatten)]
-    /// How the registry is reached.
+    /// How to reach the registry.
     pub registry: Registry,
     #[command(flatten)]
     /// How results are printed
@@ -53,7 +53,7 @@ impl Verb for Push {
         let pushed = image::push(ctx, &request)?;
         if !quiet && !self.output.json {
             ctx.progress.say(&format!(
-                "pushed {}: {} layers sent, {} were there",
+                "pushed {}: {} layers sent, {} already there",
                 pushed.name, pushed.sent_layers, pushed.present_layers
             ));
         }

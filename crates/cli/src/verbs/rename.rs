@@ -1,4 +1,4 @@
-//! `rename`: another name for a container.
+//! `rename`: gives a container another name.
 
 use clap::Args;
 use vellum_service::container::rename;

@@ -1,4 +1,4 @@
-//! `rm`: containers, asking for those in use.
+//! `rm`: removes containers, and asks before removing one in use.
 
 use clap::Args;
 use vellum_service::Error;
@@ -35,7 +35,7 @@ impl Verb for Rm {
                 Err(Error::InUse { by, .. })
                     if !self.force
                         && out::confirm(&format!(
-                            "`{name}` is in use ({by}); remove it all the same?"
+                            "`{name}` is in use ({by}); remove it anyway?"
                         )) =>
                 {
                     remove::remove(ctx, name, true)?

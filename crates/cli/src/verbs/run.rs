@@ -1,5 +1,5 @@
-//! `run`: a command in a container. Its exit codes are Docker's: those of the command, and others
-//! where it did not begin.
+//! `run`: runs a command in a container. Exit codes are Docker's: the command's own, and special
+//! ones if it didn't start.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -93,11 +93,11 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
     }
     if args.detach {
         return Err(Failure::misused(
-            "`run` stays with its command and passes on its exit code\nhint: let the shell send it to the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
-             or `vellum bundle` and `runc run --detach`",
+            "`run` waits for its command and returns its exit code\nhint: start it in the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
+             or use `vellum bundle` and `runc run --detach`",
         ));
     }
-    // With --container the first word is the command's.
+    // With --container the first word is part of the command.
     let mut command = args.command;
     let process = |command| process(ctx, args.process, command);
     let (name, process, fresh) = match (args.container, args.image) {
@@ -139,10 +139,10 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
     );
     if args.rm && (fresh || outcome.is_ok()) {
         match (&outcome, remove::remove(ctx, &name, true)) {
-            // What the command ended with comes first.
+            // The command's exit code takes precedence.
             (Ok(code), Err(e)) if *code != DONE => report::failure(&e.into()),
             (Ok(_), removed) => drop(removed?),
-            // The failure that is told already comes first.
+            // The failure of the run takes precedence.
             (Err(_), _) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! `save`: images to an archive or layout.
+//! `save`: writes images to an archive or layout.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ pub struct Save {
     pub compress: Option<Compression>,
 }
 
-/// What `save` writes.
+/// The format that `save` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SaveFormat {
     /// One tar, like that of `docker save`, also readable as OCI

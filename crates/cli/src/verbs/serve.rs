@@ -1,4 +1,4 @@
-//! `serve`: what goes on until it is told to end. Everything it says is a log, on stderr.
+//! `serve`: servers, which run until they are told to end. All their output is a log on stderr.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub enum Serve {
     Docker(ServeDocker),
 }
 
-/// How a server writes its log.
+/// The format of a server's log.
 #[cfg(feature = "containerd")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -130,7 +130,7 @@ impl Verb for Serve {
 #[cfg(feature = "containerd")]
 impl ServeContainerd {
     fn run(self, start: &Start<'_>) -> Outcome {
-        // In the order of a start: settings are looked for as the user who asks.
+        // This order matters: settings are looked up as the calling user.
         let reload = start.reload()?;
         let config = start.config()?;
         match self.log_format {
@@ -162,7 +162,7 @@ impl ServeDocker {
     }
 }
 
-/// Servers end by their own rules and take the context with them.
+/// Returns a context with its own `Cancel`, since servers handle signals themselves.
 fn served(config: Config) -> Context {
     Context::new(config, Cancel::new(), Arc::new(Silent))
 }
@@ -175,12 +175,12 @@ fn ended(served: Result<(), ServeError>) -> Outcome {
     }
 }
 
-/// As [`logging`], for programs that read it.
+/// Like [`logging`], but as JSON for programs to read.
 #[cfg(feature = "containerd")]
 fn logging_json(usual: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    // Set once in a process, as there.
+    // It fails if a logger is already set, which is fine.
     let _ = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)

@@ -1,4 +1,4 @@
-//! `settle`: an upper without parts of files.
+//! `settle`: makes an upper plain, so that it doesn't depend on lower files.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ impl Verb for Settle {
             )?,
             None => {
                 let Some(name) = self.upper.to_str() else {
-                    return Err(Failure::misused("a container's name is text"));
+                    return Err(Failure::misused("a container's name must be UTF-8"));
                 };
                 settle::settle_container(ctx, name, &mut |_| {})?
             }

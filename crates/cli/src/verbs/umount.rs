@@ -1,4 +1,4 @@
-//! `umount`: mounts, by the name of the container or by the place.
+//! `umount`: unmounts, by container name or by directory.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -54,7 +54,7 @@ impl Verb for Umount {
             let record = name.to_str().map(|text| names::container(ctx, text));
             let places = match record {
                 Some(Ok(record)) => umount::umount_container(ctx, &record, self.force)?,
-                // What is no container may be a place.
+                // If it is not a container, it may be a directory.
                 Some(Err(
                     missing @ Error::NotFound {
                         kind: Kind::Container,

@@ -1,4 +1,4 @@
-//! `volume`: directories that outlive containers.
+//! `volume`: manages directories that outlive containers.
 
 use clap::{Args, Subcommand};
 use vellum_service::Context;
@@ -90,7 +90,7 @@ fn create(ctx: &Context, args: VolumeCreate) -> Outcome {
     Ok(DONE)
 }
 
-/// `--quiet` behind the verb prints names.
+/// `--quiet` after the verb prints only names.
 fn ls(ctx: &Context, args: VolumeLs, quiet: bool) -> Outcome {
     let all = volumes::list(ctx)?;
     let mut out = stdout();
@@ -123,7 +123,7 @@ fn ls(ctx: &Context, args: VolumeLs, quiet: bool) -> Outcome {
     Ok(DONE)
 }
 
-/// What is in a volume is the user's own data, so it goes only if he says so.
+/// A volume holds the user's own data, so it is removed only if the user confirms.
 fn rm(ctx: &Context, args: VolumeRm) -> Outcome {
     for_all(&args.names, |name| {
         let found = volumes::find(ctx, name)?;

@@ -1,4 +1,4 @@
-//! `why`: what a path in the store is.
+//! `why`: explains what a path in the store is.
 
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ impl Verb for Why {
                 out.line(format!("  kept by {reason}"))?;
             }
             if why.kept_by.is_empty() {
-                out.line("  nothing keeps it: the next `vellum gc` takes it")?;
+                out.line("  nothing keeps it: the next `vellum gc` removes it")?;
             }
         }
         out.done()?;
