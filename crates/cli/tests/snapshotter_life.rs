@@ -206,7 +206,7 @@ fn systemd_is_told_and_settings_are_read_anew() {
     reload("no such setting = 1\n");
     assert!(c.mounts("before").is_ok());
     let log = server.log();
-    assert!(log.contains("the old settings hold"), "{log}");
+    assert!(log.contains("keeping the old settings"), "{log}");
     assert!(log.contains("no such setting"), "the reason is told: {log}");
     let pid = server.pid();
     server.end();

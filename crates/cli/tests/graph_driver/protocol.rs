@@ -136,7 +136,7 @@ fn what_a_daemon_said_is_kept_and_another_daemon_is_refused() {
         while !driver
             .plugin
             .log()
-            .contains("serving a daemon that is known")
+            .contains("serving a known daemon")
         {
             assert!(Instant::now() < until, "{}", driver.plugin.log());
             std::thread::sleep(Duration::from_millis(10));
