@@ -124,7 +124,7 @@ fn litter(store: &Path) -> usize {
 }
 
 #[test]
-fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
+fn ctrl_c_during_an_adoption_leaves_nothing_of_the_unfinished_image() {
     if !ready() {
         return;
     }
@@ -323,7 +323,7 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
 /// A digest speaks of contents and headers; the headers come from Docker's record of the tar, and
 /// so does what is made of them.
 #[test]
-fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
+fn data_without_a_digest_is_not_taken_from_a_data_root() {
     if !ready() {
         return;
     }

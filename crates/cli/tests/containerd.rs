@@ -179,7 +179,7 @@ fn containers_keep_running_when_either_side_is_killed() {
 }
 
 #[test]
-fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
+fn killing_the_server_amid_an_import_loses_and_leaks_nothing() {
     if !programs() {
         return;
     }
@@ -211,7 +211,7 @@ fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
 }
 
 #[test]
-fn containers_have_ids_of_their_own() {
+fn containers_have_their_own_ids() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }
@@ -246,7 +246,7 @@ fn containers_have_ids_of_their_own() {
 }
 
 #[test]
-fn containers_run_on_vellum_s_engine() {
+fn containers_run_on_vellums_engine() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }
@@ -304,7 +304,7 @@ fn containers_run_on_vellum_s_engine() {
 }
 
 #[test]
-fn a_label_of_the_client_s_limits_what_its_container_writes() {
+fn a_clients_label_limits_what_its_container_writes() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }

@@ -66,7 +66,7 @@ fn crash_amid_a_pull(pair: &mut Pair, image: &str, trees: usize, side: Side) {
 }
 
 #[test]
-fn either_side_killed_amid_pulls_and_containers_loses_and_leaks_nothing() {
+fn killing_either_side_amid_pulls_and_containers_loses_and_leaks_nothing() {
     if !programs() || !available(&["docker-registry", "skopeo"]) {
         return;
     }

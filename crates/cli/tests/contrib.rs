@@ -48,7 +48,7 @@ const UNITS: [&str; 4] = [
 ];
 
 #[test]
-fn units_are_understood_by_systemd_and_by_vellum() {
+fn systemd_and_vellum_accept_the_units() {
     for unit in UNITS {
         let text = read(&format!("systemd/{unit}"));
         let setting = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
@@ -103,7 +103,7 @@ fn units_are_understood_by_systemd_and_by_vellum() {
 }
 
 #[test]
-fn snippets_say_what_an_install_sets() {
+fn snippets_match_what_an_install_sets() {
     for version in [2, 3] {
         let node = tempfile::tempdir().unwrap();
         let config = node.path().join("etc/containerd/config.toml");
@@ -221,7 +221,7 @@ fn the_daemon_set_asks_for_little_and_calls_what_exists() {
 }
 
 #[test]
-fn alerts_name_numbers_that_the_server_tells() {
+fn alerts_use_metrics_that_the_server_exports() {
     let Some(documents) = yaml("prometheus/vellum.rules.yaml") else {
         return;
     };

@@ -90,7 +90,7 @@ impl Drop for Sitter {
 }
 
 #[test]
-fn a_dead_mount_is_mounted_anew_where_it_was() {
+fn a_dead_mount_is_mounted_again_in_place() {
     let Some(world) = world() else { return };
     world.ok(&["create", "--name", "box", "small:1"]);
     let place = world.mounted("box");
@@ -133,7 +133,7 @@ fn a_dead_mount_is_mounted_anew_where_it_was() {
 }
 
 #[test]
-fn a_dead_mount_is_told_and_taken_away() {
+fn a_dead_mount_is_reported_and_removed() {
     let Some(world) = world() else { return };
     let place = dead(&world, "box");
     let listed = world.json(&["ls", "--json"]);
@@ -171,7 +171,7 @@ fn a_dead_mount_is_told_and_taken_away() {
 }
 
 #[test]
-fn what_a_dead_mount_had_answered_is_committed_and_copied() {
+fn writes_that_a_dead_mount_had_answered_are_committed_and_copied() {
     let Some(world) = world() else { return };
     let place = dead(&world, "box");
     world.ok(&["commit", "box", "mine:1"]);
@@ -189,7 +189,7 @@ fn what_a_dead_mount_had_answered_is_committed_and_copied() {
 }
 
 #[test]
-fn a_dead_view_of_an_image_is_mounted_anew() {
+fn a_dead_image_mount_is_mounted_again() {
     let Some(world) = world() else { return };
     let at = world.scratch.dir("at");
     let mount = || world.ok(&["mount", "--image", "small:1", "--at", text(&at)]);

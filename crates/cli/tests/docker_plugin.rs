@@ -280,12 +280,12 @@ fn compare(arguments: &[&str]) {
 }
 
 #[test]
-fn dockerd_on_the_plugin_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_matches_its_overlay2() {
     compare(&["--engine", "kernel"]);
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_vellums_engine_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_vellums_engine_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }
@@ -293,7 +293,7 @@ fn dockerd_on_the_plugin_with_vellums_engine_gives_what_its_overlay2_gives() {
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_the_overlay_driver_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_the_overlay_driver_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }
@@ -301,7 +301,7 @@ fn dockerd_on_the_plugin_with_the_overlay_driver_gives_what_its_overlay2_gives()
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_the_native_driver_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_the_native_driver_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }

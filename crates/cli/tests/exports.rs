@@ -194,7 +194,7 @@ fn read_by_podman(driver: &str, archive: &Path) {
 }
 
 #[test]
-fn a_plain_users_podman_reads_what_he_exports() {
+fn a_plain_users_podman_reads_the_users_exports() {
     if !available(&["podman", "runc", "busybox", "python3"]) {
         return;
     }

@@ -173,7 +173,7 @@ fn archives_pass_through_pipes() {
 }
 
 #[test]
-fn what_is_no_image_is_said_plainly() {
+fn input_that_is_not_an_image_is_refused_plainly() {
     let Some(world) = World::new() else { return };
     let file = world.scratch.file("file", "no archive at all");
     assert!(
@@ -258,7 +258,7 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_the_store_usable() {
+fn a_full_disk_is_reported_and_leaves_the_store_usable() {
     let Some(world) = World::new() else { return };
     if !fault::available() {
         return;

@@ -120,7 +120,7 @@ fn changers(archive: &Path) -> Vec<(&'static str, Vec<Vec<String>>)> {
 }
 
 #[test]
-fn commands_that_meet_never_speak_of_damage() {
+fn concurrent_commands_never_report_damage() {
     let Some(world) = World::new() else { return };
     let archive = small(&world.scratch);
     world.ok(&["load", "--input", archive.to_str().unwrap()]);

@@ -195,7 +195,7 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
 }
 
 #[test]
-fn pods_of_containerd_2_run_on_vellum_s_engine() {
+fn pods_of_containerd_2_run_on_vellums_engine() {
     pods_run("crie", "--engine vellum", "fuse.vellum");
 }
 
@@ -339,12 +339,12 @@ fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
 }
 
 #[test]
-fn pods_with_ids_of_their_own_see_the_images_owners() {
+fn pods_with_their_own_ids_see_the_images_owners() {
     pods_have_ids_of_their_own("ids", false);
 }
 
 #[test]
-fn pods_with_ids_of_their_own_are_mapped_by_the_kernel_where_containerd_is_told() {
+fn the_kernel_maps_pods_with_their_own_ids_if_containerd_is_configured_so() {
     pods_have_ids_of_their_own("idk", true);
 }
 

@@ -140,7 +140,7 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
 }
 
 #[test]
-fn with_debug_every_request_is_told_with_its_answer() {
+fn debug_logs_every_request_with_its_answer() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     let log = world.at("log");
@@ -169,7 +169,7 @@ fn with_debug_every_request_is_told_with_its_answer() {
 
 /// A process that is killed while it waits for an answer of its own never ends.
 #[test]
-fn who_serves_asks_his_own_mount_nothing() {
+fn a_server_never_accesses_its_own_mount() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     let mut serving = Command::new(VELLUM)
@@ -202,7 +202,7 @@ fn who_serves_asks_his_own_mount_nothing() {
 }
 
 #[test]
-fn whoever_serves_can_be_killed_at_any_moment() {
+fn the_server_can_be_killed_at_any_moment() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     for round in 0..40 {
@@ -344,7 +344,7 @@ fn mount_8_and_fstab_know_the_type_fuse_vellum() {
 }
 
 #[test]
-fn mount_8_gives_a_mounted_union_other_flags() {
+fn mount_8_changes_the_flags_of_a_mounted_union() {
     let Some(world) = World::new() else { return };
     let options = world.options();
     let merged = world.at("merged").display().to_string();
@@ -459,7 +459,7 @@ fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
 }
 
 #[test]
-fn as_fuse_overlayfs_it_is_called_as_its_callers_do() {
+fn as_fuse_overlayfs_it_accepts_its_callers_arguments() {
     let Some(world) = World::new() else { return };
     // containers/storage: relative layers, an empty option, options nobody knows; containerd,
     // through mount.fuse3: with a source.

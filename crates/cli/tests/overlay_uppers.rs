@@ -184,7 +184,7 @@ fn explained(world: &World) -> Said {
 }
 
 #[test]
-fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
+fn an_upper_keeps_the_dialect_of_its_marks() {
     for begun in BEGUN {
         let Some(world) = World::new() else { return };
         let name = begun.name;
@@ -256,7 +256,7 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
 }
 
 #[test]
-fn an_upper_of_fuse_overlayfs_goes_on_with_its_marks() {
+fn an_upper_of_fuse_overlayfs_keeps_its_marks() {
     let Some(world) = World::new() else { return };
     if !available(&["fuse-overlayfs"]) {
         return;
@@ -277,7 +277,7 @@ fn an_upper_of_fuse_overlayfs_goes_on_with_its_marks() {
 }
 
 #[test]
-fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
+fn fuse_overlayfs_sees_what_is_below_our_upper() {
     let Some(world) = World::new() else { return };
     if !available(&["fuse-overlayfs"]) {
         return;
@@ -295,7 +295,7 @@ fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
 /// Three uppers, one after the other on those before, each with a work directory of another name
 /// beside it.
 #[test]
-fn uppers_go_on_as_lower_layers_whatever_their_work_directories_are_called() {
+fn uppers_work_as_lower_layers_whatever_their_work_directories_are_called() {
     let Some(world) = World::new() else { return };
     let at = |below: &str| world.at(below).display().to_string();
     let merged = world.at("merged");
@@ -370,7 +370,7 @@ fn read_in(world: &World, lowers: &str, path: &str) -> String {
 }
 
 #[test]
-fn a_lower_layer_with_files_copied_in_part_is_told_at_the_mount() {
+fn a_lower_layer_with_partly_copied_files_is_reported_at_the_mount() {
     let Some(world) = World::new() else { return };
     let big = world.at("base/big");
     fs::write(&big, vec![b'x'; 8 << 20]).unwrap();
@@ -437,7 +437,7 @@ fn in_a_container(world: &World) -> (PathBuf, String) {
 }
 
 #[test]
-fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
+fn files_hide_names_where_no_device_0_0_can_be_created() {
     let Some(world) = World::new() else { return };
     let (merged, options) = in_a_container(&world);
     let text = merged.to_str().unwrap();
@@ -566,9 +566,9 @@ fn a_union_on_a_union_needs_no_options() {
 /// that has what the other can have: no devices 0:0, so that directories from below don't move, and
 /// no file handles, so that nothing indexes hard links.
 #[test]
-fn a_union_stands_on_a_union() {
+fn a_union_works_on_a_union() {
     let Some(world) = World::new() else { return };
-    let mut rng = Rng::for_test("a_union_stands_on_a_union");
+    let mut rng = Rng::for_test("a_union_works_on_a_union");
     let churn = Churn {
         links: true,
         trusted_xattrs: false,
@@ -617,7 +617,7 @@ fn a_union_stands_on_a_union() {
 }
 
 #[test]
-fn a_store_in_a_container_takes_a_driver_that_works_there() {
+fn a_store_in_a_container_uses_a_driver_that_works_there() {
     let Some(world) = World::new() else { return };
     in_a_container(&world);
     let home = Home::new().unwrap();

@@ -138,7 +138,7 @@ fn an_acl_for_ids_that_a_namespace_lacks_stops_no_change() {
 }
 
 #[test]
-fn a_user_in_a_namespace_of_his_own_mounts_himself() {
+fn a_user_in_their_own_namespace_mounts_directly() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::with_fuse(&world.scratch) else {
         return;

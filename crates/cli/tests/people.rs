@@ -247,7 +247,7 @@ fn errors_say_what_and_why_and_what_to_do() {
 }
 
 #[test]
-fn names_and_unique_beginnings_of_ids_are_understood() {
+fn names_and_unique_id_prefixes_are_accepted() {
     let Some(world) = world() else { return };
     let id = world.ok(&["ls", "--ids", "box"]);
     assert_eq!(id.len(), 64);
@@ -348,7 +348,7 @@ fn flags_win_over_environment_over_files() {
 }
 
 #[test]
-fn dockers_settings_are_taken_over() {
+fn dockers_settings_are_converted() {
     let Some(world) = World::new() else { return };
     let daemon = world.scratch.file(
         "daemon.json",
@@ -386,7 +386,7 @@ fn dockers_settings_are_taken_over() {
 }
 
 #[test]
-fn a_closed_pipe_ends_a_command_without_a_word() {
+fn a_closed_pipe_ends_a_command_silently() {
     let Some(world) = world() else { return };
     let tree = world.mounted("box");
     for n in 0..20_000 {
@@ -527,7 +527,7 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
 }
 
 #[test]
-fn volumes_are_asked_for_before_their_data_goes() {
+fn removing_a_volume_with_data_asks_first() {
     let Some(world) = World::new() else { return };
     assert_eq!(world.ok(&["volume", "create", "cache"]), "cache");
     assert_eq!(
@@ -569,7 +569,7 @@ fn completions_and_man_pages_come_from_the_command_itself() {
 }
 
 #[test]
-fn words_of_other_programs_and_slips_are_answered() {
+fn foreign_verbs_and_typing_errors_get_a_hint() {
     let Some(world) = world() else { return };
     for (args, code, says) in [
         (&["exec", "box", "sh"][..], 2, "`vellum bundle"),
@@ -614,7 +614,7 @@ fn words_of_other_programs_and_slips_are_answered() {
 }
 
 #[test]
-fn listings_are_as_fingers_are_used_to() {
+fn listings_accept_dockers_and_podmans_flags() {
     let Some(world) = world() else { return };
     world.ok(&["tag", "small:1", "other:2"]);
     world.ok(&["create", "--name", "a", "small:1"]);
@@ -660,7 +660,7 @@ fn offered(world: &World, words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_shell_is_offered_verbs_options_and_names_of_what_there_is() {
+fn shell_completion_offers_verbs_options_and_names() {
     let Some(world) = world() else { return };
     world.ok(&["create", "--name", "another", "small:1"]);
     world.ok(&["volume", "create", "cache"]);

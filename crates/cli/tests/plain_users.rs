@@ -118,23 +118,23 @@ fn all_is_as_in_a_directory(setting: Setting) {
 }
 
 #[test]
-fn a_union_through_fusermount3_is_as_a_directory_of_the_users() {
+fn a_union_through_fusermount3_behaves_like_the_users_directory() {
     all_is_as_in_a_directory(Setting::Fusermount);
 }
 
 #[test]
-fn a_union_in_a_namespace_with_one_id_is_as_a_directory_there() {
+fn a_union_in_a_namespace_with_one_id_behaves_like_a_directory() {
     all_is_as_in_a_directory(Setting::OneId);
 }
 
 #[test]
-fn a_union_in_a_namespace_with_many_ids_is_as_a_directory_there() {
+fn a_union_in_a_namespace_with_many_ids_behaves_like_a_directory() {
     all_is_as_in_a_directory(Setting::ManyIds);
 }
 
 /// What Go's module cache and Nix make: nothing in it may be written to, and yet it is the user's.
 #[test]
-fn closed_directories_of_ones_own_can_be_changed_and_stay_as_they_are_below() {
+fn own_closed_directories_can_be_changed_and_stay_unchanged_below() {
     let Some(world) = World::new() else { return };
     for setting in [Setting::Fusermount, Setting::OneId, Setting::ManyIds] {
         let at = world.dirs(&[
@@ -180,7 +180,7 @@ fn listing(root: &Path, format: &str) -> Vec<String> {
 }
 
 #[test]
-fn reading_through_a_union_moves_no_time_of_a_layer() {
+fn reading_through_a_union_changes_no_times_in_layers() {
     let Some(world) = World::new() else { return };
     for setting in [Setting::Fusermount, Setting::OneId, Setting::ManyIds] {
         let at = world.dirs(&["lower", "lower/dir", "upper", "work", "merged"]);

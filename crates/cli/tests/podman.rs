@@ -213,7 +213,7 @@ podman system migrate
 "#;
 
 #[test]
-fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole() {
+fn a_plain_user_of_newer_podman_commits_whole_containers_with_their_own_ids() {
     let Some((home, exchange)) = newer() else {
         return;
     };
@@ -234,7 +234,7 @@ fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole()
 }
 
 #[test]
-fn containers_with_ids_of_their_own_see_their_own_ids() {
+fn containers_with_their_own_ids_see_those_ids() {
     if !available(&["podman", "runc", "busybox"]) {
         return;
     }

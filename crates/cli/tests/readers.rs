@@ -223,7 +223,7 @@ fn table() -> Vec<Vec<String>> {
 }
 
 #[test]
-fn who_reads_an_upper_is_as_the_table_says() {
+fn readers_of_an_upper_match_the_table() {
     let table = table();
     let named: Vec<_> = ROWS.iter().map(|row| row.name).collect();
     let rows: Vec<_> = table.iter().map(|cells| cells[0].as_str()).collect();

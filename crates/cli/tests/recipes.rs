@@ -55,7 +55,7 @@ fn damages(good: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_damaged_recipe_is_found_and_put_right_by_loading_the_image_again() {
+fn a_damaged_recipe_is_found_and_repaired_by_loading_the_image_again() {
     for driver in ["overlay2", "native"] {
         let Some(world) = World::with(&["--storage-driver", driver]) else {
             return;

@@ -116,7 +116,7 @@ fn used_up_inodes_are_named_and_more_of_them_are_enough() {
 }
 
 #[test]
-fn whatever_became_of_the_database_the_hint_brings_it_back() {
+fn the_hint_recovers_the_database_from_any_damage() {
     let Some((home, vellum, archive)) = world() else {
         return;
     };

@@ -525,7 +525,7 @@ fn a_plain_users_containers_rename_directories_on_vellums_engine() {
 }
 
 #[test]
-fn two_first_commands_at_once_make_one_world() {
+fn two_first_commands_at_once_share_one_namespace() {
     let Some(world) = World::new() else { return };
     let commands: Vec<_> = (0..6)
         .map(|_| {
@@ -548,7 +548,7 @@ fn two_first_commands_at_once_make_one_world() {
 }
 
 #[test]
-fn a_run_directory_of_somebody_else_is_refused() {
+fn another_users_run_directory_is_refused() {
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
     let Some(world) = World::new() else { return };
     let mine = world.user.home().join("mine");
@@ -573,7 +573,7 @@ fn a_run_directory_of_somebody_else_is_refused() {
 }
 
 #[test]
-fn a_plain_user_is_told_what_is_root_s() {
+fn a_plain_user_is_told_what_needs_root() {
     use std::os::unix::fs::PermissionsExt;
     let Some(world) = World::new() else { return };
     let theirs = world.scratch.dir("theirs");
@@ -592,7 +592,7 @@ fn a_plain_user_is_told_what_is_root_s() {
 }
 
 #[test]
-fn info_names_what_a_plain_user_does_without() {
+fn info_lists_what_a_plain_user_cant_do() {
     let Some(world) = World::new() else { return };
     let info = world.ok(&["info"]);
     for word in ["userxattr", "redirect_dir", "metacopy"] {

@@ -11,7 +11,7 @@ use tonic::Code;
 use vellum_snapshotter::api::services::snapshots::v1 as wire;
 
 #[test]
-fn every_refusal_has_the_code_of_the_contract() {
+fn every_refusal_has_the_code_that_containerd_expects() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -171,7 +171,7 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
 }
 
 #[test]
-fn usage_is_what_a_snapshot_takes_alone() {
+fn usage_counts_a_snapshots_own_space() {
     for driver in ["overlay2", "overlay", "native"] {
         let Some(server) = Server::start(&["--storage-driver", driver], &[]) else {
             return;
@@ -340,7 +340,7 @@ fn labels_say_where_files_are_and_how_much_they_may_be() {
 }
 
 #[test]
-fn mount_options_say_what_another_program_s_differ_needs() {
+fn mount_options_say_what_a_foreign_differ_needs() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };

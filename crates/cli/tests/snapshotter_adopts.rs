@@ -50,7 +50,7 @@ fn adopt(c: &Client, namespace: &str, chain: &str, parent: &str) -> String {
 }
 
 #[test]
-fn layers_of_vellum_s_own_images_are_adopted() {
+fn layers_of_vellums_own_images_are_adopted() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };

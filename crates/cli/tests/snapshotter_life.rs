@@ -171,7 +171,7 @@ fn told(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn systemd_is_told_and_settings_are_read_anew() {
+fn systemd_is_notified_and_settings_are_reloaded() {
     let Some(mut server) = Server::stopped(&[], &[]) else {
         return;
     };
@@ -215,7 +215,7 @@ fn systemd_is_told_and_settings_are_read_anew() {
 }
 
 #[test]
-fn a_socket_that_systemd_hands_over_is_served() {
+fn a_socket_passed_by_systemd_is_served() {
     let Some(server) = Server::stopped(&[], &[]) else {
         return;
     };
@@ -265,7 +265,7 @@ fn serves(server: &Server, service: &str) -> bool {
 }
 
 #[test]
-fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back() {
+fn a_server_whose_store_is_covered_touches_nothing_and_continues_when_it_is_back() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -336,7 +336,7 @@ fn names_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn numbers_health_and_logs_tell_what_the_server_does() {
+fn metrics_health_and_logs_show_what_the_server_does() {
     let metrics = vellum_testkit::clients::Home::new().unwrap();
     let at = metrics.join("m");
     let address = format!("unix:{}", at.display());
@@ -409,7 +409,7 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
 }
 
 #[test]
-fn containerd_never_sees_what_is_vellum_s_own_and_the_other_way_round() {
+fn containerd_and_vellum_never_see_each_others_snapshots() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };

@@ -95,7 +95,7 @@ fn compile_and_run(
 }
 
 #[test]
-fn containerd_s_suite_passes_with_every_driver_and_engine() {
+fn containerds_suite_passes_with_every_driver_and_engine() {
     const SUITE: &str =
         "/usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite";
     if !available(&["go", "mount.fuse3"]) {
@@ -113,7 +113,7 @@ fn containerd_s_suite_passes_with_every_driver_and_engine() {
 }
 
 #[test]
-fn containerd_2_s_suite_passes_with_every_driver_and_engine() {
+fn the_suite_of_containerd_2_passes_with_every_driver_and_engine() {
     if !available(&["mount.fuse3"]) {
         return;
     }

@@ -350,7 +350,7 @@ fn a_tree_that_is_one_directory_is_mapped_by_the_kernel_or_refused() {
 }
 
 #[test]
-fn who_maps_ids_stays_whatever_settings_become_and_deep_chains_are_the_engine_s() {
+fn changed_settings_keep_who_maps_ids_and_the_engine_maps_deep_chains() {
     let Some(mut server) = Server::start(&[], &["--remap-ids"]) else {
         return;
     };
@@ -388,7 +388,7 @@ fn who_maps_ids_stays_whatever_settings_become_and_deep_chains_are_the_engine_s(
 }
 
 #[test]
-fn a_chain_as_deep_as_images_go_is_mounted_by_the_client_s_own_means() {
+fn the_deepest_image_chain_is_mounted_by_the_clients_own_means() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };

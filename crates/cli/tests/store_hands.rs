@@ -155,7 +155,7 @@ fn a_mount_over_staging_or_trash_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_others_may_write_is_told_of_and_closed() {
+fn a_directory_that_others_may_write_is_reported_and_closed() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -187,7 +187,7 @@ fn a_directory_that_others_may_write_is_told_of_and_closed() {
 }
 
 #[test]
-fn a_directory_of_another_user_is_told_of() {
+fn a_directory_of_another_user_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -209,7 +209,7 @@ fn a_directory_of_another_user_is_told_of() {
 }
 
 #[test]
-fn an_access_control_list_that_lets_others_write_is_told_of() {
+fn an_acl_that_lets_others_write_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -243,7 +243,7 @@ fn an_access_control_list_that_lets_others_write_is_told_of() {
 }
 
 #[test]
-fn a_tree_or_volume_that_others_may_write_is_told_of() {
+fn a_tree_or_volume_that_others_may_write_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };

@@ -443,7 +443,7 @@ fn one_of(driver: &'static str, names: &[&str]) {
 }
 
 #[test]
-fn a_place_of_the_world_is_all_the_store_has() {
+fn the_list_of_places_is_complete() {
     // The matrix is as good as its list of places: what a store gets anew has to be in it.
     let Some(world) = World::new() else { return };
     let image = small(&world.scratch);

@@ -149,7 +149,7 @@ fn gone(world: &World, name: &str) {
 }
 
 #[test]
-fn rm_removes_a_container_a_process_sits_in() {
+fn rm_removes_a_container_that_a_process_uses() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     let sitter = Waiting::start(
@@ -164,7 +164,7 @@ fn rm_removes_a_container_a_process_sits_in() {
 }
 
 #[test]
-fn rm_removes_a_container_another_mount_namespace_holds() {
+fn rm_removes_a_container_that_another_mount_namespace_holds() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     let holder = Waiting::start(Command::new("unshare").args([
@@ -201,7 +201,7 @@ fn rm_removes_a_container_with_something_mounted_in_and_over_it() {
 }
 
 #[test]
-fn who_waits_for_another_command_is_told_and_can_stop() {
+fn a_command_that_waits_for_another_says_so_and_can_be_stopped() {
     let Some(world) = World::new() else { return };
     world.mounted("held");
     let [record] = &serde_json::from_str::<Vec<serde_json::Value>>(&world.ok(&["inspect", "held"]))
@@ -325,7 +325,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
 }
 
 #[test]
-fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
+fn mounted_containers_reveal_a_covered_store_when_the_run_directory_is_lost() {
     let Some(world) = World::new() else { return };
     world.mounted("box");
     std::fs::remove_dir_all(world.scratch.join("run")).unwrap();
@@ -343,7 +343,7 @@ fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
 }
 
 #[test]
-fn a_store_whose_disk_is_gone_is_not_made_anew() {
+fn a_store_whose_disk_is_gone_is_not_created_again() {
     let Some(mut world) = World::new() else {
         return;
     };
@@ -459,7 +459,7 @@ fn same(expect: &Tree, dir: &Path) {
 }
 
 #[test]
-fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
+fn a_foreign_mount_over_a_container_is_neither_mistaken_for_it_nor_removed() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     std::fs::write(merged.join("own"), "own").unwrap();
@@ -561,7 +561,7 @@ fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
 }
 
 #[test]
-fn tall_images_mount_by_each_method_as_far_as_it_reaches() {
+fn images_with_many_layers_mount_by_each_method_up_to_its_limit() {
     let Some(world) = World::new() else { return };
     for (count, reaching) in [
         (128, &["layer-fds", "lowerdir-plus", "option-page"][..]),
@@ -598,7 +598,7 @@ fn tall_images_mount_by_each_method_as_far_as_it_reaches() {
 }
 
 #[test]
-fn a_store_with_an_odd_and_long_name_mounts_by_each_method() {
+fn a_store_with_a_long_unusual_name_mounts_by_each_method() {
     use std::os::unix::ffi::OsStrExt;
     let Some(mut world) = World::new() else {
         return;

@@ -435,7 +435,7 @@ async fn a_call_without_a_namespace_finds_its_blob() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
+async fn the_differ_writes_only_into_what_is_being_unpacked() {
     let Some(world) = world(true) else { return };
     world.image(&[base()]).await;
     let digest = world.containerd.add(packed(Compression::Gzip, &base()));
@@ -495,7 +495,7 @@ async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_differ_can_not_do_is_left_to_the_next() {
+async fn what_the_differ_cant_do_is_left_to_the_next() {
     let Some(world) = world(true) else { return };
     let digest = world.containerd.add(packed(Compression::Gzip, &base()));
     let mount = |kind: &str, options: &[&str]| MountEntry {
@@ -683,7 +683,7 @@ async fn a_lease_of_the_differ_ends_with_its_use() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
+async fn a_missing_containerd_is_reported_with_its_path_and_the_flag() {
     let Some(world) = world(false) else { return };
     world.image(&[base()]).await;
     let mounts = world.prepare("box", Some("1"));
@@ -749,7 +749,7 @@ async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
+async fn a_layer_has_the_containers_own_ids_whatever_maps_them() {
     let Some(world) = world(true) else { return };
     if vellum_testkit::clients::find("python3").is_none() {
         untested("differ", "python3 is not installed");

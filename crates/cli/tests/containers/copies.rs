@@ -328,7 +328,7 @@ fn cp_keeps_hard_links_across_directories() {
 }
 
 #[test]
-fn a_tar_without_an_end_is_told_and_one_cut_in_an_entry_refused() {
+fn a_tar_without_an_end_is_reported_and_a_truncated_entry_refused() {
     let Some(world) = World::new() else { return };
     let tree = with_links(&world);
     let whole = names(&["one", "two"]);
@@ -420,7 +420,7 @@ fn a_container_that_is_mounted_read_only_is_not_written_to() {
 }
 
 #[test]
-fn what_is_swapped_meanwhile_never_leads_cp_out() {
+fn paths_swapped_during_cp_never_lead_it_out() {
     let Some(world) = World::new() else { return };
     let tree = with_links(&world);
     let outside = world.scratch.dir("outside");

@@ -11,7 +11,7 @@ use crate::support::{World, archive, layer, small};
 
 /// Every verb does with a mount of the engine what it does with one of the kernel.
 #[test]
-fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
+fn a_container_works_the_same_on_vellums_engine_and_the_kernels() {
     let Some(world) = World::new() else { return };
     world.ok(&["load", text(&small(&world.scratch))]);
     world.ok(&["create", "--name", "box", "small:1"]);
@@ -129,7 +129,7 @@ fn root_without_overlay(world: &World) -> Option<PathBuf> {
 }
 
 #[test]
-fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
+fn a_file_system_without_overlay_support_is_mounted_by_vellums_engine() {
     let Some(world) = World::new() else { return };
     let Some(root) = root_without_overlay(&world) else {
         return;
@@ -186,7 +186,7 @@ fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
 }
 
 #[test]
-fn a_file_system_that_takes_no_overlay_is_named_with_a_way_out() {
+fn a_file_system_without_overlay_support_is_named_with_a_way_out() {
     let Some(world) = World::new() else { return };
     let Some(root) = root_without_overlay(&world) else {
         return;

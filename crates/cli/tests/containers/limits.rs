@@ -11,7 +11,7 @@ use super::changes::text;
 use crate::support::{World, small};
 
 #[test]
-fn a_size_limit_is_kept_or_refused_with_a_reason() {
+fn a_size_limit_is_enforced_or_refused_with_a_reason() {
     let Some(world) = World::new() else { return };
     world.ok(&["load", text(&small(&world.scratch))]);
     let facts = world.json(&["info", "--json"]);
@@ -35,7 +35,7 @@ fn a_size_limit_is_kept_or_refused_with_a_reason() {
 }
 
 #[test]
-fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
+fn vellums_engine_enforces_limits_without_project_quotas() {
     let Some(world) = World::new() else { return };
     if !Path::new("/dev/fuse").exists() {
         return untested("limits kept by the engine", "there is no /dev/fuse");
@@ -80,7 +80,7 @@ fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
 }
 
 #[test]
-fn a_size_limit_stops_writing_where_project_quotas_are_kept() {
+fn a_size_limit_stops_writes_where_project_quotas_work() {
     let Some(world) = World::new() else { return };
     let archive = small(&world.scratch);
     for kind in [FsKind::Xfs, FsKind::Ext4] {

@@ -183,7 +183,7 @@ fn a_bundle_runs_by_itself() {
 }
 
 #[test]
-fn run_tells_its_failures_from_those_of_the_command() {
+fn run_distinguishes_its_failures_from_the_commands() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;
@@ -247,7 +247,7 @@ fn run_tells_its_failures_from_those_of_the_command() {
 }
 
 #[test]
-fn what_tells_of_the_machine_is_hidden_in_containers() {
+fn files_that_reveal_the_host_are_hidden_in_containers() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;
@@ -293,7 +293,7 @@ fn what_tells_of_the_machine_is_hidden_in_containers() {
 }
 
 #[test]
-fn the_volumes_of_an_image_are_its_containers_own() {
+fn each_container_gets_its_own_volumes_of_the_image() {
     let Some(world) = World::new() else { return };
     let Some(shell) = with_shell(&world.scratch) else {
         return;
@@ -386,7 +386,7 @@ fn the_volumes_of_an_image_are_its_containers_own() {
 }
 
 #[test]
-fn a_copy_of_a_volume_that_was_cut_short_begins_anew() {
+fn an_interrupted_copy_of_a_volume_starts_again() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;

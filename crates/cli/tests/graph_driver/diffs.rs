@@ -80,7 +80,7 @@ fn changes_are_listed_as_docker_lists_them() {
 }
 
 #[test]
-fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
+fn a_truncated_layer_leaves_nothing_and_returns_an_error_status() {
     every_way(|driver| {
         let dir = driver.home.dir("content").unwrap();
         many_files(&dir, 50, 1);
@@ -127,7 +127,7 @@ fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
 }
 
 #[test]
-fn a_damaged_layer_breaks_the_diff_off_and_does_not_end_it() {
+fn a_damaged_layer_aborts_the_diff_instead_of_ending_it() {
     every_way(|driver| {
         let dir = driver.home.dir("content").unwrap();
         // More than is held back before the status is sent.
@@ -209,7 +209,7 @@ fn odd_files_survive_diff_and_apply() {
 }
 
 #[test]
-fn a_diff_against_any_other_layer_leads_from_that_to_this() {
+fn a_diff_against_any_layer_leads_from_it_to_this_one() {
     every_way(|driver| {
         driver.create("base", "");
         driver.with("base", |dir| many_files(dir, 10, 1));

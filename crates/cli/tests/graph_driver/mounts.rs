@@ -56,7 +56,7 @@ fn mounts_are_counted_through_restarts() {
 }
 
 #[test]
-fn a_busy_layer_is_put_and_removed_all_the_same() {
+fn a_busy_layer_can_be_put_and_removed() {
     every_way(|driver| {
         driver.create("base", "");
         driver.create_read_write("busy", "base");
@@ -93,7 +93,7 @@ fn a_busy_layer_is_put_and_removed_all_the_same() {
 }
 
 #[test]
-fn a_busy_mount_of_the_engine_goes_with_the_put_after_its_user() {
+fn a_busy_engine_mount_goes_with_the_put_after_its_user_ends() {
     every_way(|driver| {
         if driver.way != "overlay2, Vellum's engine" {
             return;
@@ -113,7 +113,7 @@ fn a_busy_mount_of_the_engine_goes_with_the_put_after_its_user() {
 }
 
 #[test]
-fn a_mount_whose_process_was_killed_is_gotten_anew() {
+fn a_mount_whose_process_was_killed_is_mounted_again() {
     every_way(|driver| {
         if driver.way != "overlay2, Vellum's engine" {
             return;

@@ -38,7 +38,7 @@ fn docker_is_told_what_the_plugin_is() {
 }
 
 #[test]
-fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
+fn every_call_waits_for_a_late_body() {
     if !is_root() {
         return untested("the graph driver", "the test does not run as root");
     }
@@ -63,7 +63,7 @@ fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
 }
 
 #[test]
-fn a_call_whose_body_was_lost_with_a_killed_server_is_told_as_that() {
+fn a_retried_call_without_its_body_is_refused_with_the_reason() {
     if !is_root() {
         return untested("the graph driver", "the test does not run as root");
     }
@@ -128,16 +128,12 @@ fn a_call_that_comes_twice_is_done_once() {
 }
 
 #[test]
-fn what_a_daemon_said_is_kept_and_another_daemon_is_refused() {
+fn a_daemons_settings_are_kept_and_another_daemon_is_refused() {
     every_way_mut(|driver| {
         driver.plugin.kill_and_restart().unwrap();
         // The socket listens before the server says so.
         let until = Instant::now() + Duration::from_secs(60);
-        while !driver
-            .plugin
-            .log()
-            .contains("serving a known daemon")
-        {
+        while !driver.plugin.log().contains("serving a known daemon") {
             assert!(Instant::now() < until, "{}", driver.plugin.log());
             std::thread::sleep(Duration::from_millis(10));
         }

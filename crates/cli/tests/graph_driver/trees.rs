@@ -96,7 +96,7 @@ fn deep_chains_read_through_the_plugin() {
 }
 
 #[test]
-fn what_stands_below_another_layer_is_not_removed() {
+fn a_layer_below_another_is_not_removed() {
     every_way(|driver| {
         driver.create("base", "");
         driver.create("child", "base");
