@@ -1,5 +1,5 @@
-//! From archive to archive: what is loaded, changed, committed and saved is the same for everybody,
-//! with every driver and wherever the store lies.
+//! From archive to archive: loading, changing, committing and saving gives the same result with
+//! every driver and wherever the store is.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -34,7 +34,7 @@ fn an_image_goes_from_archive_to_archive() {
     let saved = world.scratch.join("saved.tar");
     world.ok(&["save", "-o", text(&saved), "small:2"]);
 
-    // The container goes on, and what it holds is still a change.
+    // The container continues, and its contents still count as changes.
     assert_eq!(world.ok(&["diff", "box"]), CHANGED);
 
     let other = World::new().unwrap();
@@ -239,7 +239,7 @@ fn a_copy_of_a_directory_is_writable_and_the_original_unchanged() {
             .len(),
         1
     );
-    // gc between two copies takes the empty layer away and the next create makes it anew.
+    // gc between two copies removes the empty layer, and the next create makes it again.
     world.ok(&["rm", "-f", "copy"]);
     world.ok(&["gc"]);
     world.ok(&["create", "--from", text(&dir)]);

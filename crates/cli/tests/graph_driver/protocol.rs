@@ -1,5 +1,5 @@
 //! What the plugin answers: what it is, calls that come twice, late, or from another daemon, and a
-//! socket that is somebody's.
+//! socket in use.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -131,7 +131,7 @@ fn a_call_that_comes_twice_is_done_once() {
 fn a_daemons_settings_are_kept_and_another_daemon_is_refused() {
     every_way_mut(|driver| {
         driver.plugin.kill_and_restart().unwrap();
-        // The socket listens before the server says so.
+        // The socket accepts connections before the server reports ready.
         let until = Instant::now() + Duration::from_secs(60);
         while !driver.plugin.log().contains("serving a known daemon") {
             assert!(Instant::now() < until, "{}", driver.plugin.log());
@@ -178,7 +178,7 @@ fn many_calls_at_once_agree() {
         std::thread::scope(|scope| {
             for worker in 0..8 {
                 scope.spawn(move || {
-                    // All want one parent sealed, and each its own layer.
+                    // All need the same parent sealed, and each its own layer.
                     let id = format!("own-{worker}");
                     driver.create_read_write(&id, "sealed");
                     for turn in 0..3 {
