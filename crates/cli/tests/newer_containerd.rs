@@ -1,5 +1,5 @@
-//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in a
-//! root file system of their own. `make test-slow` runs it. What happens inside is in
+//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in
+//! their own root file system. `make test-slow` runs it. The scripts that run inside are
 //! `support/*.sh`.
 
 use std::path::Path;

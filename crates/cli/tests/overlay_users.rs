@@ -1,5 +1,5 @@
-//! A plain user mounts Vellum's own engine: through fusermount3, in a namespace of his own, and for
-//! Podman.
+//! A plain user mounts Vellum's own engine: through fusermount3, in the user's own namespace, and
+//! for Podman.
 
 mod support;
 
@@ -67,7 +67,7 @@ fn a_plain_user_changes_what_squashed_owners_have() {
         let dirs = [upper.as_str(), &work_dir, "merged"].map(|dir| world.at(dir));
         give.arg(format!("{0}:{0}", user.id)).args(dirs);
         assert!(give.status().unwrap().success());
-        // The layers stay root's, and everybody may write there.
+        // The layers still belong to root, and every user may write there.
         let layers = [world.at("top"), world.at("base")];
         assert!(
             Command::new("chmod")
@@ -209,7 +209,7 @@ fn a_plain_users_podman_uses_it_as_mount_program() {
     let give = Command::new("chown")
         .args(["-R", &format!("{0}:{0}", user.id)])
         .arg(world.at("fs"))
-        // Podman takes no longer path for it than 50 letters.
+        // Podman accepts at most 50 characters for this path.
         .arg(world.scratch.dir("r"))
         .status();
     assert!(give.unwrap().success());

@@ -1,4 +1,4 @@
-//! What people and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes,
+//! What users and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes,
 //! many commands at once.
 
 mod support;
@@ -240,7 +240,7 @@ fn errors_say_what_and_why_and_what_to_do() {
             "no colours without a terminal: {err}"
         );
     }
-    // Of several names, each is tried; the failure shows in the code.
+    // With several names, each is tried; a failure shows in the exit code.
     world.ok(&["create", "--name", "other", "small:1"]);
     let said = world.run(&["rm", "nope", "other"]);
     assert_eq!((said.code, said.out.as_str()), (1, "other\n"));
@@ -258,7 +258,7 @@ fn names_and_unique_id_prefixes_are_accepted() {
     for n in 0..17 {
         world.ok(&["create", "--name", &format!("many-{n}"), "small:1"]);
     }
-    // Of nineteen random ids two begin with the same digit.
+    // Among nineteen random ids, two begin with the same digit.
     let ids: Vec<String> = world
         .ok(&["ls", "--ids"])
         .lines()
@@ -326,7 +326,7 @@ fn flags_win_over_environment_over_files() {
         "{}",
         said.out
     );
-    // What can't be understood stops every command.
+    // An invalid setting stops every command.
     let broken = world
         .scratch
         .file("broken.toml", "storage-drivr = \"native\"\n");
@@ -431,7 +431,7 @@ fn ctrl_c_stops_a_load_and_leaves_only_what_gc_removes() {
     stdin.write_all(&bytes[..32 << 20]).unwrap();
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    // It is told at the next bytes that arrive.
+    // It notices when the next bytes arrive.
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         let _ = stdin.write_all(&[7; 4096]);
@@ -498,7 +498,7 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
         9
     );
     assert_eq!(world.json(&["check", "--json"]), json!([]));
-    // Of several that want one name, one gets it.
+    // If several want the same name, one gets it.
     let won = std::thread::scope(|scope| {
         let world = &world;
         let tries: Vec<_> = (0..8)
@@ -514,7 +514,7 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
     });
     assert_eq!(won, 1);
     assert_eq!(world.json(&["ls", "--json"]).as_array().unwrap().len(), 1);
-    // All mount it at the same place, once.
+    // All mount it at the same place, and it is mounted once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| world.mounted("one"));
@@ -621,7 +621,7 @@ fn listings_accept_dockers_and_podmans_flags() {
     let ids = world.ok(&["images", "-q"]);
     assert_eq!(ids.trim().len(), 12, "{ids}");
     assert!(world.ok(&["images", "--no-trunc"]).contains(ids.trim()));
-    // Before the verb it asks for less talk, as everywhere.
+    // Before the verb it only suppresses messages, as for all verbs.
     assert!(world.ok(&["-q", "images"]).contains("small:1"));
     assert!(world.ok(&["--quiet", "ls"]).contains("box"));
     let both = world.ok(&["ps", "-aq"]);
@@ -642,7 +642,7 @@ fn listings_accept_dockers_and_podmans_flags() {
     assert!(world.ok(&["prune", "--dry-run"]).len() < 1000);
 }
 
-/// What a shell gets when the tab key is pressed behind these words.
+/// Returns what a shell offers when the tab key is pressed after these words.
 fn offered(world: &World, words: &[&str]) -> Vec<String> {
     let last = words.len().to_string();
     let out = Command::new(env!("CARGO_BIN_EXE_vellum"))
