@@ -60,7 +60,7 @@ impl World {
         self.user.home().join(".local/share/vellum")
     }
 
-    /// Returns the process that keeps the namespaces, from its pid file.
+    /// Returns the process that keeps the namespaces, from its note.
     fn holder(&self) -> Option<u32> {
         let note = std::fs::read_to_string(self.user.run_dir().join("vellum/holder.json")).ok()?;
         let digits = note.split("\"pid\":").nth(1)?;

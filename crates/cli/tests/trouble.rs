@@ -1,5 +1,5 @@
-//! What goes wrong around a store, with the real command: things mounted over it, trees in use,
-//! reboots, moved disks.
+//! Trouble around a store, with the real command: things mounted over it, trees in use, reboots,
+//! moved disks.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use vellum_testkit::scratch::unmount;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root, untested};
 
-/// A store with its run directory, and a directory tree to make containers from. Everything is
+/// A store with its run directory, and a directory tree to create containers from. Everything is
 /// unmounted at the end.
 struct World {
     scratch: Scratch,
@@ -19,7 +19,7 @@ struct World {
 }
 
 impl World {
-    /// `None`, and recorded as untested, without root.
+    /// `None`, and recorded as untested, if not run as root.
     fn new() -> Option<World> {
         if !needs_root("mounting") {
             return None;
@@ -64,7 +64,7 @@ impl World {
         String::from_utf8(out.stderr).unwrap()
     }
 
-    /// Makes a container over the tree and returns where it is mounted.
+    /// Creates a container over the tree and returns where it is mounted.
     #[track_caller]
     fn mounted(&self, name: &str) -> PathBuf {
         let tree = self.scratch.join("tree");
@@ -79,7 +79,7 @@ impl World {
         PathBuf::from(self.ok(&["mount", name]))
     }
 
-    /// What a reboot leaves: no mounts, no run directory.
+    /// The state after a reboot: no mounts, no run directory.
     fn reboot(&self) {
         mount::unmount_all(&self.root).unwrap();
         std::fs::remove_dir_all(self.scratch.join("run")).unwrap();
@@ -107,7 +107,7 @@ fn said(args: &[&str], out: Output) -> String {
         .to_string()
 }
 
-/// A process that said a line and now waits for its input to end.
+/// A process that has printed a line and waits for its input to end.
 struct Waiting(Child);
 
 impl Waiting {
@@ -144,7 +144,7 @@ fn gone(world: &World, name: &str) {
     assert!(!world.ok(&["ls"]).contains(name));
     let trees = |dir: &str| std::fs::read_dir(world.root.join(dir)).unwrap().count();
     assert_eq!((trees("trash"), trees("staging")), (0, 0));
-    // `l` and the empty base that containers over directories stand on.
+    // `l`, and the empty base of containers over directories.
     assert_eq!((trees("overlay2"), trees("overlay2/l")), (2, 1));
 }
 
@@ -242,7 +242,7 @@ fn a_store_behind_a_symbolic_link_knows_what_is_mounted() {
     let real = std::mem::replace(&mut world.root, link.join("root"));
     let merged = world.mounted("box");
     std::fs::write(merged.join("own"), "x").unwrap();
-    // By either name, and it is one mount.
+    // By either name; it is a single mount.
     for root in [&real, &world.root] {
         let said = world.command(root, &["mount"]).output().unwrap();
         assert!(String::from_utf8(said.stdout).unwrap().contains("box"));
@@ -310,7 +310,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
             0,
             "nothing was made in what covers it"
         );
-        // The way back, as the error says it.
+        // The remedy that the error gives.
         for cover in covers.iter().rev() {
             unmount(cover).unwrap();
         }
@@ -501,7 +501,7 @@ fn a_foreign_mount_over_a_container_is_neither_mistaken_for_it_nor_removed() {
     );
 }
 
-/// A docker-archive of `count` layers: each has a file of its own and replaces the one they all
+/// A docker-archive of `count` layers: each adds its own file and replaces the one that they all
 /// have.
 fn tall_image(world: &World, count: usize) -> PathBuf {
     let mut ids = Vec::new();

@@ -1,5 +1,5 @@
-//! The differ beside a containerd that is only played: layers out of its content store into
-//! snapshots, and new layers back.
+//! The differ with a fake containerd: layers from its content store into snapshots, and new layers
+//! back.
 
 #[path = "support/fake_containerd.rs"]
 mod fake_containerd;
@@ -42,7 +42,7 @@ struct World {
     differ: Differ,
 }
 
-/// `None`, and said so, where the layers' marks can't be made.
+/// `None`, and recorded as untested, where the layers' marks can't be created.
 fn world(files: bool) -> Option<World> {
     if !is_root() {
         untested("differ", "the test does not run as root");
@@ -121,7 +121,7 @@ impl World {
         Ok(answer.into_inner().applied.unwrap())
     }
 
-    /// What the mount shows.
+    /// Returns what the mount shows.
     fn shown(&self, mounts: &[MountEntry]) -> Tree {
         let [mount] = mounts else {
             panic!("not one mount: {mounts:?}")
@@ -310,7 +310,7 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
             (etc.permissions().mode() & 0o7777, etc.uid(), etc.gid()),
             (0o750, 7, 8)
         );
-        // The base's hard link is one file.
+        // The base's hard links are one file.
         let lower = PathBuf::from(&world.view("look", "1")[0].source);
         let nlink = |name: &str| std::fs::metadata(lower.join(name)).unwrap().nlink();
         assert_eq!((nlink("etc/a"), nlink("etc/b")), (2, 2));
@@ -324,8 +324,8 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
     }
 }
 
-/// A layer that only makes a directory opaque doesn't list it: what shows is the directory below,
-/// emptied.
+/// A layer that only makes a directory opaque doesn't list it. The result is the directory below,
+/// but empty.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
     let Some(world) = world(false) else { return };
@@ -333,7 +333,7 @@ async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
         for own in [true, false] {
             let mut shown = [false, true].map(|rebase| (rebase, Tree::default()));
             for (rebase, tree) in &mut shown {
-                // What most stand on is unpacked once.
+                // The base of most stacks is unpacked once.
                 let name = |at: usize| match at == 0 && layers[0] == opaque::BASE {
                     true => format!("base {own}"),
                     false => format!("{about} {own} {rebase} {at}"),
@@ -428,7 +428,7 @@ async fn a_call_without_a_namespace_finds_its_blob() {
         ..wire::ApplyRequest::default()
     };
     world.differ.apply(Request::new(request)).await.unwrap();
-    // Written is only where the caller said.
+    // Only the caller's target is written to.
     let request = wire::DiffRequest::default();
     let refused = world.differ.diff(Request::new(request)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
@@ -448,7 +448,7 @@ async fn the_differ_writes_only_into_what_is_being_unpacked() {
             ..MountEntry::default()
         }]
     };
-    // A layer that is committed, whatever the mount says.
+    // A committed layer, whatever the mount says.
     let error = world
         .apply(&bind(&layer, &["rw"]), &digest)
         .await
@@ -459,7 +459,7 @@ async fn the_differ_writes_only_into_what_is_being_unpacked() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    // What lies in the store and is no snapshot's.
+    // A directory in the store that belongs to no snapshot.
     let inside = world.context.root().join("content");
     let error = world
         .apply(&bind(&inside, &["rw"]), &digest)
@@ -471,7 +471,7 @@ async fn the_differ_writes_only_into_what_is_being_unpacked() {
         2,
         "sha256 and sha512"
     );
-    // Another snapshotter's directory is taken at its word, by another name too.
+    // Another snapshotter's directory is accepted as given, under another name too.
     let foreign = world.scratch.dir("foreign");
     let link = world.scratch.join("link");
     symlink(&foreign, &link).unwrap();
@@ -536,7 +536,7 @@ async fn what_the_differ_cant_do_is_left_to_the_next() {
     }
 }
 
-/// What Python's reader says about each entry `m` of a layer, a line each.
+/// Returns a line for each entry `m` of a layer, as Python's reader sees it.
 fn told(blob: &[u8], what: &str) -> String {
     let scratch = Scratch::new();
     let path = scratch.file("layer", blob);
@@ -550,7 +550,7 @@ fn told(blob: &[u8], what: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// The names in a layer, with their times.
+/// Returns the names in a layer, with their times.
 fn listed(blob: &[u8]) -> Vec<(String, u64)> {
     let text = told(blob, "int(m.mtime), m.name");
     text.lines()
@@ -621,7 +621,7 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
     let expected = ["etc", "etc/made"].map(|name| (name.to_owned(), epoch as u64));
     assert_eq!(names, expected, "times after the epoch are the epoch");
 
-    // A committed layer against its parent, with a lease of the caller's.
+    // A committed layer against its parent, with the caller's lease.
     let mut request = called(diff(&world.view("right", "2"), &world.view("below", "1")));
     let lease = "theirs".parse().unwrap();
     request.metadata_mut().insert("containerd-lease", lease);
@@ -637,7 +637,7 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
     assert_eq!(names, ["var", "var/v"]);
 }
 
-/// Waits until containerd has as many leases.
+/// Waits until containerd has this many leases.
 async fn leases(world: &World, count: usize) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while world.containerd.state.lock().unwrap().leases.len() != count {
@@ -657,7 +657,7 @@ async fn a_lease_of_the_differ_ends_with_its_use() {
         right: wired(&mounts),
         ..wire::DiffRequest::default()
     };
-    // What comes to nothing holds nothing.
+    // A failed write leaves no lease.
     let nowhere = [MountEntry {
         kind: "overlay".into(),
         source: "overlay".into(),
@@ -761,7 +761,7 @@ async fn a_layer_has_the_containers_own_ids_whatever_maps_them() {
     }
     world.image(&[base()]).await;
     let mapping = |label: &str| (label.to_owned(), "0:100000:65536".to_owned());
-    // What is not the container's is the host's, and stays so under the kernel.
+    // Ids outside the container's are the host's, and the kernel leaves them so.
     let kernel = [("mine", 100_007), ("roots", 100_000), ("hosts", 3)];
     let engine = [("mine", 7), ("roots", 0), ("hosts", 3)];
     for (key, remap_ids, owners) in [("k", true, kernel), ("e", false, engine)] {
@@ -800,7 +800,7 @@ async fn a_layer_has_the_containers_own_ids_whatever_maps_them() {
     }
 }
 
-/// Trees that are not one layer apart are compared as wholes.
+/// Trees that are more than one layer apart are compared as a whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trees_that_are_further_apart_are_compared() {
     let Some(world) = world(true) else { return };
