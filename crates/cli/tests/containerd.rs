@@ -142,7 +142,7 @@ fn containers_keep_running_when_either_side_is_killed() {
     pair.inside("box", "echo alone > /alone && cat /app/version")
         .unwrap();
     let refused = pair.hello("default", IMAGE, "early");
-    assert!(refused.is_err(), "nobody was there to prepare it");
+    assert!(refused.is_err(), "no server was there to prepare it");
     pair.server.start_again().unwrap();
     let said = pair
         .containerd

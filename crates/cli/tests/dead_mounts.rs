@@ -40,7 +40,7 @@ fn kill_server(place: &Path) {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| ends_with(&line)))
-        .expect("nobody serves the mount");
+        .expect("no process serves the mount");
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     // A zombie has released everything, and has no command line any more.

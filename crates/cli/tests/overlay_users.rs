@@ -201,7 +201,7 @@ fn a_plain_users_podman_uses_it_as_mount_program() {
             mv /usr/share/vellum /usr/share/moved; chmod 600 /etc/passwd; echo ok"
         podman commit -q box localhost/mine:1 >&2
         podman run --rm $limits localhost/mine:1 sh -c "cat /etc/new /usr/share/moved/file; stat -c %a /etc/passwd"
-        # Podman's own clean-up behind an ended container may be at it.
+        # Podman's own clean-up after an ended container may still be running.
         surely() { for try in $(seq 30); do ! "$@" >&2 || return 0; sleep 1; done; return 1; }
         surely podman rm -f box; surely podman rmi -af
         podman system migrate >&2

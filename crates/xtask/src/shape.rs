@@ -139,7 +139,7 @@ fn imports<'a>(text: &'a str, path: &'a [String]) -> impl Iterator<Item = Vec<St
         .chain(text.match_indices("super::"));
     starts.flat_map(move |(at, word)| {
         let before = text[..at].chars().next_back();
-        // `vellum_x::crate::` is no path, and `super::super::` is met at its first word.
+        // `vellum_x::crate::` is not a path, and `super::super::` is found at its first word.
         if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
             return Vec::new();
         }

@@ -89,7 +89,7 @@ fn cp_does_what_docker_cp_does() {
     for at in (0..cells.len()).filter(|at| cells[*at].whole) {
         create(format!("whole{at}"), "cell:1");
     }
-    // The others are mounted for each copy anew.
+    // The others are mounted again for each copy.
     vellum.mount("box0").unwrap();
 
     let todo: Mutex<VecDeque<usize>> = Mutex::new((0..cells.len()).collect());

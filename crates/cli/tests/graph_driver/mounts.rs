@@ -155,7 +155,7 @@ fn kill_engine(dir: &Path) {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(serves)
-        .expect("nobody serves the mount");
+        .expect("no process serves the mount");
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL)
         .unwrap();
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);

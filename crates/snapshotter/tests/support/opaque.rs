@@ -169,7 +169,7 @@ pub const STACKS: &[(&str, &[&[Put]])] = &[
         ],
     ),
     (
-        "beside a whiteout",
+        "next to a whiteout",
         &[BASE, &[Opaque("private/deep"), Gone("private/old")]],
     ),
     (
@@ -213,7 +213,7 @@ pub const STACKS: &[(&str, &[&[Put]])] = &[
         ],
     ),
     (
-        "over one that is listed anew",
+        "over one that is listed again",
         &[
             BASE,
             &[Dir("private", 0o1777)],

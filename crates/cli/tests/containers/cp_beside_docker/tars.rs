@@ -356,7 +356,7 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
                 .file("x", "x"),
         ),
         (
-            "a name of odd bytes",
+            "a name of unusual bytes",
             tar().pax(b'x', "path", b"a\nb\\ \x01").file("x", "x"),
         ),
         (
@@ -364,7 +364,7 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
             tar().pax(b'g', "comment", b"x").file("x", "x"),
         ),
         (
-            "a type that nobody knows",
+            "an unknown type",
             tar()
                 .file("a", "a")
                 .entry(b'A', "x", 0o644, 0, "", b"")
