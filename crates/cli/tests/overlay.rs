@@ -194,7 +194,7 @@ fn a_server_never_accesses_its_own_mount() {
     let mut told = BufReader::new(serving.stderr.take().unwrap()).lines();
     let counts = told
         .find_map(|line| Some(line.unwrap()).filter(|line| line.contains("errors=")))
-        .expect("the server tells what was asked");
+        .expect("the server reports its requests");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(!shows());
@@ -263,7 +263,7 @@ fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(fs::read(world.at("upper/new")).unwrap() == bytes);
-    let counts = counts.expect("the server tells what was asked");
+    let counts = counts.expect("the server reports its requests");
     let mut counts = counts.split_whitespace();
     let writes = counts.find_map(|count| count.strip_prefix("Write="));
     Some(writes.expect("something was written").parse().unwrap())

@@ -653,7 +653,7 @@ fn a_store_in_a_container_uses_a_driver_that_works_there() {
         "box",
         "vellum-demo-small:latest",
     ]);
-    assert_eq!((made.code, made.err.as_str()), (0, ""), "told once");
+    assert_eq!((made.code, made.err.as_str()), (0, ""), "reported once");
     let merged = PathBuf::from(made.out.trim());
     fs::remove_dir_all(merged.join("etc")).unwrap();
     assert!(!merged.join("etc").exists());

@@ -533,7 +533,7 @@ fn removing_a_volume_with_data_asks_first() {
     assert_eq!(
         world.ok(&["volume", "create", "cache"]),
         "cache",
-        "it is there already"
+        "it already exists"
     );
     let path = world.json(&["volume", "ls", "--json"])[0]["path"]
         .as_str()

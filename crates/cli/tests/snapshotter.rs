@@ -158,7 +158,7 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
     assert!(messages.len() >= 11, "{}", messages.len());
     let listed: Vec<_> = messages.concat();
     let names: BTreeSet<_> = listed.iter().map(|info| &info.name).collect();
-    assert_eq!(names.len(), listed.len(), "nothing comes twice");
+    assert_eq!(names.len(), listed.len(), "no snapshot is listed twice");
     assert!((1..4).all(|part| names.contains(&format!("many/{part}/100"))));
     // A client that goes away in the middle leaves nothing running.
     let _ = server.runtime.block_on(async {

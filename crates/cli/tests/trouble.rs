@@ -316,7 +316,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
         }
         assert!(world.ok(&["ls"]).contains("box"));
     }
-    assert!(running.finish(), "the container went on meanwhile");
+    assert!(running.finish(), "the container kept running");
     assert_eq!(
         std::fs::read_to_string(merged.join("written")).unwrap(),
         "beforemore\n"
