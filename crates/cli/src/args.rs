@@ -37,7 +37,7 @@ pub struct Global {
     /// Storage driver for new layers and containers: overlay2, overlay or native
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Driver>)]
     pub storage_driver: Option<Driver>,
-    /// What mounts layers: auto (the kernel where it can), kernel or vellum
+    /// Engine that mounts layers: auto (the kernel where it can), kernel or vellum
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Engine>)]
     pub engine: Option<Engine>,
     /// Write no kernel marks that Docker's and containerd's own diff would misread

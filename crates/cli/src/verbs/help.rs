@@ -12,7 +12,7 @@ use crate::{help, other_words};
 /// Show the help of a command
 #[derive(Debug, Args)]
 pub struct Help {
-    /// Command, and its subcommand [default: list all commands]
+    /// Command, or command and subcommand [default: list all commands]
     #[arg(value_name = "COMMAND")]
     pub words: Vec<String>,
 }

@@ -21,8 +21,7 @@ use crate::{complete, out};
 #[derive(Debug, Args)]
 pub struct Ls {
     /// List only containers whose name contains this, or matches a pattern such as 'web-*'.
-    /// CONTAINER:PATH lists a directory of a container instead, and with --image or -o any path
-    /// does so
+    /// CONTAINER:PATH lists a directory of a container instead, as does any path with --image or -o
     #[arg(add = complete::containers(), value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]

@@ -11,10 +11,10 @@ use crate::start::Start;
 /// Give an image another name
 #[derive(Debug, Args)]
 pub struct Tag {
-    /// Image to name
+    /// Image that gets the name
     #[arg(add = complete::images())]
     pub image: String,
-    /// The additional name
+    /// Its additional name
     pub name: String,
 }
 

@@ -49,7 +49,7 @@ pub struct VolumeRm {
     /// Volumes to remove
     #[arg(add = complete::volumes(), required = true)]
     pub names: Vec<String>,
-    /// Remove volumes that hold data without asking
+    /// Don't ask before removing volumes that hold data
     #[arg(long, short)]
     pub force: bool,
 }
