@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The demo: layers in, container out, a new image back.
+# The demo: loads an image, changes it in a container, and saves the result as a new image.
 #
 #   demo/run.sh [IMAGE]     an archive, an OCI layout or a registry reference;
-#                           without one, an image is made of Debian packages (and cached)
+#                           by default, an image is built from Debian packages (and cached)
 #
 # Everything happens below one new directory, which is unmounted and removed at the end,
-# also after a failure or Ctrl-C. Nothing on the machine is changed.
+# also after a failure or Ctrl-C. Nothing else on the machine changes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 vellum_bin=${VELLUM:-$here/target/release/vellum}
@@ -57,8 +57,8 @@ printf '%sVellum, as %s, in %s%s\n' "$bold" "$who" "$root" "$reset"
 made=""
 if [ -z "$image" ]; then
   step "An image to work with" \
-    "Ten layers of Debian packages (git, perl, python3, gcc) and of what layered file" \
-    "systems get wrong: hard links, devices, capabilities, whiteouts, a large file."
+    "Ten layers: Debian packages (git, perl, python3, gcc), and things that layered file" \
+    "systems often get wrong: hard links, devices, capabilities, whiteouts, a large file."
   show "scripts/demo-image.py"
   image=$("$here/scripts/demo-image.py")
   made=yes
@@ -66,8 +66,8 @@ if [ -z "$image" ]; then
 fi
 
 step "Load it" \
-  "Layers are unpacked side by side, straight into place; every digest is checked on" \
-  "the way. A layer appears in the store when all of it is on disk, or not at all."
+  "Layers are unpacked in parallel, and every digest is checked. A layer appears in the" \
+  "store only when all of it is on disk."
 begin=$(seconds)
 if [ -e "$image" ]; then
   typed load "$image"
@@ -77,11 +77,11 @@ fi
 printf '     (%s)\n' "$(since "$begin")"
 typed images
 name=$(vellum images --ids | head -n 1)
-step "Where its layers come from" "The history kept in the image, one line a layer."
+step "Show where its layers come from" "The image's history, one line per build step."
 typed history "$name"
 
-step "Make a container" \
-  "A container is one more layer, an empty writable one. The image is not copied."
+step "Create a container" \
+  "A container is one more layer, writable and still empty. The image is not copied."
 begin=$(seconds)
 typed create --name demo "$name"
 printf '     (%s)\n' "$(since "$begin")"
@@ -93,7 +93,7 @@ vellum mount demo >"$root/mounted"
 tree=$(tail -n 1 "$root/mounted")
 printf '     %s\n     (%s)\n' "$tree" "$(since "$begin")"
 
-# A plain user's mount lives in a namespace of its own: commands on the tree join it.
+# A plain user's mount is in its own namespace: commands on the tree must join it.
 inside() {
   if [ "$(id -u)" = 0 ]; then "$@"; else vellum unshare "$@"; fi
 }
@@ -103,14 +103,14 @@ echo
 if [ -n "$made" ]; then
   echo
   echo "   Some of what survived ten layers: one inode with several names, a device, a name"
-  echo "   that is not UTF-8, and a directory whose old content is hidden."
+  echo "   that is not UTF-8, and a directory whose earlier contents are hidden."
   show "ls -la odd/links odd/dev odd/opaque"
   inside sh -c "cd '$tree/odd' && ls -la links dev opaque" | indent
 fi
 
 step "Write to it" \
-  "A new file, a change, a removal and a renamed directory. All of it lands in the" \
-  "container's own layer; the image below is never touched."
+  "Add a file, change one, remove one, and rename a directory. All of it goes to the" \
+  "container's own layer; the image below stays unchanged."
 script='cd "$1"
 mkdir -p demo && echo "written through the mount" > demo/note
 [ ! -e etc/passwd ] || echo "demo:x:4242:4242::/:/bin/sh" >> etc/passwd
@@ -120,9 +120,9 @@ printf '%s\n' 'echo "written through the mount" > demo/note' 'echo demo:x:4242..
   'mv usr/share/perl usr/share/perl-moved' | sed "s/^/${dim}   \$ /; s/\$/${reset}/"
 inside sh -ec "$script" sh "$tree"
 
-step "What changed?" \
-  "Read from the container's layer alone: the cost is that of the changes, not of the tree." \
-  "A added, C changed, D deleted, as Docker prints it."
+step "List what changed" \
+  "Only the container's layer is read, so the cost depends on the changes, not on the tree." \
+  "A is added, C changed, D deleted, as in Docker."
 begin=$(seconds)
 show "vellum diff demo"
 vellum diff demo >"$root/diff"
@@ -132,13 +132,13 @@ lines=$(wc -l <"$root/diff")
 [ "$lines" -le 14 ] || printf '     ... %s lines in all\n' "$lines"
 printf '     (%s)\n' "$took"
 
-step "Commit it" "The changes become an image of their own: the old layers and one more."
+step "Commit it" "The changes become a new image: the old layers and one more."
 typed commit --message "changed in the demo" demo vellum-demo:changed
 typed images
 
 step "Save it" \
-  "The new image as the archive that docker, podman and skopeo read. Layers that were" \
-  "loaded go out byte for byte as they came in: the same digests."
+  "Write the new image as an archive that docker, podman and skopeo read. The loaded" \
+  "layers come out byte for byte as they went in, with the same digests."
 typed save --output "$root/changed.tar" vellum-demo:changed
 if [ -n "$made" ]; then
   show "compare the layers of both archives"
@@ -160,34 +160,34 @@ def layers(path):
             found.append(digest.hexdigest())
         return found
 before, after = layers(sys.argv[1]), layers(sys.argv[2])
-assert after[: len(before)] == before, "a layer changed on its way"
+assert after[: len(before)] == before, "a layer has changed"
 print(f"{len(before)} layers identical byte for byte, {len(after) - len(before)} new")
 PYTHON
 fi
 if command -v skopeo >/dev/null; then
-  show "skopeo inspect docker-archive:changed.tar   (somebody else's opinion)"
+  show "skopeo inspect docker-archive:changed.tar   (a second opinion)"
   skopeo inspect --format '{{len .Layers}} layers, {{.Os}}/{{.Architecture}}' "docker-archive:$root/changed.tar" | indent
 fi
 
 runtime=$(command -v runc || command -v crun || true)
 if [ -n "$runtime" ] && inside test -e "$tree/bin/sh"; then
-  step "Run it" "A container of the new image under ${runtime##*/}, then removed again."
+  step "Run it" "Run a container from the new image with ${runtime##*/}, then remove it."
   typed run --rm vellum-demo:changed /bin/sh -c 'cat /demo/note; tail -n 1 /etc/passwd'
   [ -z "$made" ] || typed run --rm vellum-demo:changed
 else
   step "Run it" "Skipped: no runc or crun, or the image has no shell."
 fi
 
-step "Who uses the disk?" "Layers are shared: the new image costs only what it changed."
+step "Show disk use" "Layers are shared: the new image takes only the space of its changes."
 typed df
 
-step "Remove everything" "Records first, then trees: a crash here leaves litter, never a lie."
+step "Remove everything" "Records go first, then trees, so that no record ever points to a missing tree."
 typed umount demo
 typed rm --force demo
 vellum images --ids | sort -u >"$root/ids"
-# shellcheck disable=SC2046  # one word an id
+# shellcheck disable=SC2046  # one word per id
 typed rmi --force $(cat "$root/ids")
 typed gc
 typed df
 
-printf '\n%sDone.%s The store was in %s and is gone now.\n' "$bold" "$reset" "$root"
+printf '\n%sDone.%s The store was in %s and has been removed.\n' "$bold" "$reset" "$root"

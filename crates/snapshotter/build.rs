@@ -1,4 +1,5 @@
-//! Makes Rust of the messages in `proto/`. The parser is a library: nobody needs a `protoc`.
+//! Generates Rust from the messages in `proto/`. The parser is a library, so `protoc` is not
+//! needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

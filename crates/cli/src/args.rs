@@ -1,11 +1,11 @@
-//! Arguments that several verbs have: those of every command, how results are printed, what reads a
-//! value.
+//! Arguments that several verbs share: the global ones, how results are printed, and parsers for
+//! values.
 //!
-//! The arguments of one verb stand with it, in `verbs/`. Texts are short first lines.
+//! A verb's own arguments are in its file in `verbs/`. Each help text is one short line.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
-    reason = "the comments are help texts: [:TAG] is no link"
+    reason = "the comments are help texts: [:TAG] is not a link"
 )]
 
 use std::path::{Path, PathBuf};
@@ -20,33 +20,34 @@ pub mod process;
 pub mod registry;
 pub mod tree;
 
-/// Options of every command. What they don't say, environment and files do; see
-/// docs/configuration.md.
+/// Options of every command. Settings that they leave open come from the environment and from
+/// files; see docs/configuration.md.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Directory of the store [default: /var/lib/vellum, or ~/.local/share/vellum for a plain user]
+    /// Store directory [default: /var/lib/vellum, or ~/.local/share/vellum for a plain user]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
-    /// Directory of what lives until the next boot [default: /run/vellum]
+    /// Directory for runtime state, which a reboot clears [default: /run/vellum]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub run_dir: Option<PathBuf>,
-    /// Configuration file, instead of the system's and your own
+    /// Read settings from this file instead of the system's and your own
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Driver of new layers and containers: overlay2, overlay or native
+    /// Storage driver for new layers and containers: overlay2, overlay or native
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Driver>)]
     pub storage_driver: Option<Driver>,
-    /// Who mounts: auto (the kernel where it can), kernel or vellum
+    /// Engine that mounts layers: auto (the kernel where it can), kernel or vellum
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Engine>)]
     pub engine: Option<Engine>,
-    /// Leave off the kernel marks that Docker's and containerd's own diff would misread
+    /// Write no kernel marks that Docker's and containerd's own diff would misread
     #[arg(long, global = true)]
     pub docker_compatible: bool,
-    /// How layers reach the kernel: auto, layer-fds, lowerdir-plus or option-page
+    /// How to pass layers to the kernel: auto, layer-fds, lowerdir-plus or option-page
     #[arg(long, global = true, value_name = "METHOD", value_parser = parse::<MountMethod>)]
     pub mount_method: Option<MountMethod>,
-    /// Kernel mount option: redirect_dir=, metacopy= or xino= on, off or auto; or volatile
+    /// Kernel mount option (repeatable): redirect_dir=, metacopy= or xino= with on, off or auto; or
+    /// volatile
     #[arg(long = "mount-opt", global = true, value_name = "NAME=VALUE")]
     pub mount_options: Vec<String>,
     /// Print results and errors only
@@ -62,12 +63,12 @@ pub struct Output {
     pub json: bool,
 }
 
-/// How layers of a saved or pushed image are compressed.
+/// Compression of the layers of a saved or pushed image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compression {
-    /// Not at all
+    /// No compression
     None,
-    /// gzip, understood by everyone
+    /// gzip, which every client understands
     Gzip,
     /// Zstandard, faster and smaller
     Zstd,
@@ -83,7 +84,7 @@ impl From<Compression> for vellum_image::Compression {
     }
 }
 
-/// Reads a value by its own words.
+/// Parses a value with its own `FromStr`.
 pub fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|why: T::Err| why.to_string())
 }
@@ -93,7 +94,7 @@ pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text)
 }
 
-/// Takes `KEY=VALUE` apart; a bare key has an empty value.
+/// Splits `KEY=VALUE`; a bare key gets an empty value.
 pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
     texts
         .iter()
@@ -104,7 +105,7 @@ pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
         .collect()
 }
 
-/// Returns the path from the root. Links are not resolved.
+/// Returns the absolute path. Links are not resolved.
 pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))

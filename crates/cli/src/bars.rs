@@ -1,7 +1,7 @@
-//! Progress on stderr: bars on a terminal, plain lines of talk anywhere, and no bars elsewhere.
+//! Progress on stderr: messages always, progress bars only on a terminal.
 //!
-//! A running task has one line, drawn anew for the width that the terminal has then ([`running`]);
-//! a finished one leaves one that stays ([`finished`]).
+//! A running task has one line, redrawn for the current width of the terminal ([`running`]); a
+//! finished task leaves a line that stays ([`finished`]).
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -38,7 +38,8 @@ impl Bars {
 
     fn line(&self, text: &str) {
         if self.terminal {
-            // Between the bars, not through them; a terminal that is gone needs no lines.
+            // Suspended, so that the line doesn't tear the bars. It may fail if the terminal is
+            // gone.
             self.bars.suspend(|| report::line(text));
         } else {
             report::line(text);
@@ -63,7 +64,7 @@ impl Progress for Bars {
         if let Ok(style) = ProgressStyle::with_template("{line}") {
             let what = what.to_owned();
             let draw = move |state: &ProgressState, out: &mut dyn Write| {
-                // As wide as the terminal is now: users drag windows.
+                // Ask for the width each time: users resize windows.
                 let width = Term::stderr().size().1.into();
                 let amount = Amount {
                     unit,
@@ -71,7 +72,7 @@ impl Progress for Bars {
                     total: state.len(),
                     rate: state.per_sec(),
                 };
-                // A line that can't be drawn is drawn with the next change.
+                // A line that can't be drawn now is drawn with the next change.
                 let _ = out.write_str(&running(&what, &amount, width));
             };
             bar.set_style(style.with_key("line", draw));
@@ -107,8 +108,8 @@ impl Meter for Bar {
         self.bar.set_length(total);
     }
 
-    /// Leaves a line in the place of the bar. Bars that stay are drawn only as long as all of them
-    /// fit the terminal's height.
+    /// Replaces the bar by a line. Finished bars would stay only as long as all of them fit the
+    /// terminal's height.
     fn finish(&self, outcome: &str) {
         self.bar.finish_and_clear();
         let Some(bars) = self.terminal.as_ref().filter(|_| !outcome.is_empty()) else {
@@ -128,7 +129,7 @@ impl Drop for Bar {
     }
 }
 
-/// How far a task is.
+/// How far a task has come.
 struct Amount {
     unit: Unit,
     done: u64,
@@ -143,7 +144,7 @@ fn said(unit: Unit, amount: u64) -> String {
     }
 }
 
-/// Returns the line of a running task: all that fits `width` columns, and nothing by halves.
+/// Returns the line of a running task: as many whole parts as fit into `width` columns.
 fn running(what: &str, amount: &Amount, width: usize) -> String {
     let done = said(amount.unit, amount.done);
     let share = amount.total.filter(|&total| total > 0);
@@ -166,7 +167,7 @@ fn running(what: &str, amount: &Amount, width: usize) -> String {
             return format!("{what:WHAT_COLUMNS$} {full}{empty} {tail}");
         }
     }
-    // Too narrow for a bar: the number, and of the name whole words.
+    // Too narrow for a bar: the number, and those words of the name that fit.
     let mut line = String::new();
     for word in what.split(' ') {
         if columns(&line) + columns(word) + 1 + columns(&percent) > width {
@@ -178,8 +179,8 @@ fn running(what: &str, amount: &Amount, width: usize) -> String {
     line + &percent
 }
 
-/// Returns the line that a finished task leaves. The terminal wraps it if the words alone don't
-/// fit.
+/// Returns the line that a finished task leaves. If even the words don't fit, the terminal wraps
+/// them.
 fn finished(what: &str, outcome: &str, unit: Unit, done: u64, width: usize) -> String {
     let words = format!("{what} {outcome}");
     let line = format!("{words:OUTCOME_COLUMNS$} {:>10}", said(unit, done));
@@ -189,11 +190,11 @@ fn finished(what: &str, outcome: &str, unit: Unit, done: u64, width: usize) -> S
     }
 }
 
-/// What a task is called, with its number and a dozen digits of its digest.
+/// Room for a task's name, with its number and a dozen digits of its digest.
 const WHAT_COLUMNS: usize = 28;
-/// The same, and what became of it.
+/// Room for the name and the outcome.
 const OUTCOME_COLUMNS: usize = 42;
-/// A shorter bar says less than the numbers beside it.
+/// A shorter bar says less than the numbers next to it.
 const BAR_COLUMNS: usize = 8;
 
 fn columns(text: &str) -> usize {
@@ -212,7 +213,7 @@ mod tests {
     ];
 
     #[test]
-    fn lines_of_progress_are_whole_at_any_width() {
+    fn progress_lines_are_whole_at_any_width() {
         for what in NAMES {
             for unit in [Unit::Bytes, Unit::Items] {
                 for (done, total) in [
@@ -236,8 +237,8 @@ mod tests {
                         if width > 80 {
                             assert!(line.starts_with(what), "{width}: {line:?}");
                         }
-                        // After whole words of the name come a bar or a number, never part of a
-                        // word.
+                        // The name's whole words are followed by a bar or a number, never by part
+                        // of a word.
                         let next = words[named].chars().next().unwrap();
                         let fine = next.is_ascii_digit() || "\u{2588}\u{2591}".contains(next);
                         assert!(fine, "{width}: {line:?}");
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_became_of_a_task_is_said_whole() {
+    fn a_finished_task_shows_its_whole_outcome() {
         for what in NAMES {
             for outcome in ["unpacked", "already there", "written"] {
                 for width in 1..200 {

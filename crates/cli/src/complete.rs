@@ -1,8 +1,8 @@
-//! What a shell offers at the tab key: verbs and options from the definition, names from the store.
+//! Shell completion: verbs and options from the command definition, names from the store.
 //!
-//! The shell runs this program with [`VARIABLE`] set and the words typed so far; what it prints is
-//! what is offered. Where the store can't be read, as by a user who may not, there is nothing to
-//! offer and nothing to say.
+//! The shell runs this program with [`VARIABLE`] set and the words typed so far, and offers what it
+//! prints. If the store can't be read, for example for lack of permission, nothing is offered and
+//! no error is printed.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{help, start};
 /// Set by the scripts that [`script`] writes.
 const VARIABLE: &str = "VELLUM_COMPLETE";
 
-/// Answers a shell that asks for completions, and ends the process then.
+/// If a shell asks for completions, answers it and exits.
 pub fn answer() {
     if std::env::var_os(VARIABLE).is_some() {
         CompleteEnv::with_factory(help::command)
@@ -28,15 +28,15 @@ pub fn answer() {
     }
 }
 
-/// Returns the script for a shell; `None` for one that is not known.
+/// Returns the completion script for a shell; `None` for an unknown shell.
 pub fn script(shell: &str) -> Option<std::io::Result<Vec<u8>>> {
     let shells = Shells::builtins();
     let completer = shells.completer(shell)?;
     let mut script = Vec::new();
     let written = completer.write_registration(VARIABLE, "vellum", "vellum", "vellum", &mut script);
     if shell == "zsh" {
-        // As a file on the function path, its first use defines the function and has to answer,
-        // too.
+        // As a file on the function path, the script defines the function at its first use, and
+        // must answer that first use as well.
         script.extend_from_slice(
             b"if [ \"$funcstack[1]\" = \"_vellum\" ]; then\n    _clap_dynamic_completer_vellum \"$@\"\nfi\n",
         );
@@ -81,8 +81,8 @@ fn names_of_volumes(ctx: &Context) -> Names {
     Ok(all.into_iter().map(|found| found.name).collect())
 }
 
-/// What is offered of the store that the environment and the files name. Flags typed before are not
-/// looked at.
+/// Returns candidates from the store that the environment and the configuration files name. Flags
+/// typed earlier on the command line are ignored.
 fn offered(kinds: &[fn(&Context) -> Names]) -> Vec<CompletionCandidate> {
     let around = start::surroundings(&rootless::identity());
     let Ok(config) = config::resolve(&around, None, Partial::default()) else {

@@ -10,10 +10,11 @@ pub const DONE: i32 = 0;
 pub const FAILED: i32 = 1;
 /// Not understood.
 pub const MISUSED: i32 = 2;
-/// `run` failed before its command did anything, which is told apart from what the command may end
-/// with. For a command that is not there or can't be executed, `run` itself returns 127 or 126.
+/// `run` failed before its command started: a code of its own, so that it isn't mistaken for the
+/// command's. For a command that is not found or can't be executed, `run` itself returns 127 or
+/// 126.
 pub const NOT_RUN: i32 = 125;
-/// Stopped by Ctrl-C, as shells count it.
+/// Stopped by Ctrl-C; the code that shells use.
 pub const INTERRUPTED: i32 = 130;
 
 /// Why the command ends without its result.
@@ -25,9 +26,9 @@ pub enum Failure {
     Misused(String),
     /// Results could not be written.
     Output(io::Error),
-    /// Something else, said in one line.
+    /// Something else, described in one line.
     Other(String),
-    /// Everything has been said already.
+    /// The failure has already been reported.
     Said(i32),
 }
 
@@ -37,13 +38,13 @@ impl Failure {
         matches!(self, Self::Verb(e) if e.class() == Class::Cancelled)
     }
 
-    /// A misuse, said in one line.
+    /// A misuse, described in one line.
     pub fn misused(text: impl Into<String>) -> Self {
         Self::Misused(text.into())
     }
 
-    /// The failure of a verb that writes its result to stdout: a reader that went away is told
-    /// apart.
+    /// The failure of a verb that writes its result to stdout. A broken pipe becomes
+    /// [`Failure::Output`].
     pub fn of_output(error: vellum_service::Error) -> Self {
         let mut source: Option<&dyn std::error::Error> = Some(&error);
         while let Some(e) = source {
@@ -56,7 +57,7 @@ impl Failure {
         error.into()
     }
 
-    /// A failure, said in one line.
+    /// A failure, described in one line.
     pub fn other(text: impl Into<String>) -> Self {
         Self::Other(text.into())
     }
@@ -85,7 +86,7 @@ pub fn of(failure: &Failure) -> i32 {
             Class::Cancelled => INTERRUPTED,
         },
         Failure::Misused(_) => MISUSED,
-        // Whoever reads has heard enough.
+        // The reader closed the pipe: it has what it wanted.
         Failure::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => DONE,
         Failure::Output(_) | Failure::Other(_) => FAILED,
         Failure::Said(code) => *code,

@@ -7,24 +7,24 @@ use clap::{Command, CommandFactory};
 
 use crate::verbs::{Cli, Group, PAGES, Page};
 
-/// What opens the page of the command itself.
-const EXAMPLES: &str = "  vellum load debian.tar                  bring an image in
-  vellum create debian:12 --name box      a container: a writable layer over it
-  cd \"$(vellum mount box)\"                its root file system
-  vellum diff box                         what changed
-  vellum commit box mine:1                the changes as a new image
-  vellum save mine:1 | docker load        and out again
+/// The examples on the page of `vellum` itself.
+const EXAMPLES: &str = "  vellum load debian.tar                  load an image
+  vellum create debian:12 --name box      create a container from it
+  cd \"$(vellum mount box)\"                enter its root file system
+  vellum diff box                         list what changed
+  vellum commit box mine:1                turn the changes into a new image
+  vellum save mine:1 | docker load        send it to Docker
   vellum run --rm mine:1 /bin/sh -c 'cat /etc/os-release'";
 
-const CODES: &str = "Exit codes: 0 done, 1 failed, 2 misused; `vellum run` gives its command's own, 125 if it fails before.
-Settings come from flags, VELLUM_* variables, your own file and the system's: see `vellum config show`.";
+const CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage; `vellum run`: its command's, or 125 if that didn't start.
+Settings come from flags, VELLUM_* variables, and your own and the system's file: see `vellum config show`.";
 
 /// Returns the whole command tree with its help texts.
 pub fn command() -> Command {
     dress(Cli::command(), "", Form::Screen)
 }
 
-/// Returns the same tree for man pages, whose examples stand at the end.
+/// Returns the same tree for man pages, with the examples at the end.
 pub fn man_command() -> Command {
     dress(Cli::command(), "", Form::Man)
 }
@@ -81,7 +81,7 @@ fn dress(mut command: Command, path: &str, form: Form) -> Command {
         .disable_help_subcommand(true)
 }
 
-/// The examples of a verb, or of one below it, and the verb's notes.
+/// Returns the examples of a verb or of one of its subcommands, and the verb's notes.
 fn examples(page: &Page, below: &str) -> String {
     let own = page.examples.iter().find(|(words, _)| *words == below);
     let examples = own.map_or("", |(_, text)| text);
@@ -93,7 +93,7 @@ fn examples(page: &Page, below: &str) -> String {
     .to_owned()
 }
 
-/// The list of verbs by group, each with its own first line.
+/// Returns the list of verbs by group, each with the first line of its help.
 fn groups(command: &Command) -> String {
     let mut text = String::new();
     for (group, title) in Group::ALL {
@@ -140,8 +140,8 @@ mod tests {
         assert_eq!(paths, [] as [String; 0]);
     }
 
-    /// clap takes a verb's argument for a global flag of the same id: `vellum --root A verb B`
-    /// would then act on the store B.
+    /// clap confuses a verb's argument with a global flag of the same id: `vellum --root A verb B`
+    /// would then use the store B.
     #[test]
     fn no_verb_overrides_a_global_flag() {
         let command = command();
@@ -151,7 +151,7 @@ mod tests {
             .collect();
         let ids: Vec<&str> = globals.iter().map(|arg| arg.get_id().as_str()).collect();
         for id in ["root", "run_dir", "config", "engine", "quiet"] {
-            assert!(ids.contains(&id), "{id} is no global flag any more");
+            assert!(ids.contains(&id), "{id} is no longer a global flag");
         }
         let mut seen = 0;
         each(&command, "", &mut |path, verb| {
@@ -183,13 +183,13 @@ mod tests {
         assert!(seen > 50, "only {seen} arguments were looked at");
     }
 
-    /// Every example is a command line that is understood: shown words are never wrong.
+    /// Every example parses as a command line.
     #[test]
     fn examples_are_understood() {
         for (path, text) in pages() {
             assert!(
                 !text.contains(['{', '}']),
-                "{path}: braces mean something to clap's template"
+                "{path}: braces have a meaning in clap's template"
             );
             for line in text.lines() {
                 let line = line
@@ -221,8 +221,8 @@ mod tests {
         }
     }
 
-    /// The whole text of every help page. `VELLUM_BLESS=1 cargo test -p vellum-cli help` writes it
-    /// anew.
+    /// The whole text of every help page. `VELLUM_BLESS=1 cargo test -p vellum-cli help`
+    /// rewrites it.
     #[test]
     fn help_reads_like_this() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");

@@ -1,11 +1,11 @@
-//! The `vellum` command: arguments in, a verb of the service room, results out.
+//! The `vellum` command: parses arguments, calls a verb of the service crate, prints results.
 //!
-//! It decides nothing. [`verbs`] is the list of verbs with one small file for each: its arguments,
-//! its examples, its answer. [`args`] has the arguments that verbs share, [`exit_code`] the one
+//! It makes no decisions. [`verbs`] lists the verbs, with one small file for each: its arguments,
+//! its examples, its output. [`args`] has the arguments that verbs share, [`exit_code`] the one
 //! match from errors to codes, [`report`] how errors look, [`bars`] how progress looks.
 //!
-//! Order of a start: the namespace of a plain user is entered before anything else, because a
-//! process with threads can't; then arguments, settings, signals, the verb.
+//! Order at startup: a plain user's namespace is entered first, because a process with threads
+//! can't enter it; then come arguments, settings, signals and the verb.
 #![forbid(unsafe_code)]
 
 mod args;

@@ -1,5 +1,5 @@
-//! Words that are no verbs here: those of other programs, which are answered by who does that, and
-//! slips of the fingers.
+//! Words that are not verbs of Vellum: verbs of other programs, answered with the program or verb
+//! that does it, and typing errors.
 
 use std::ffi::OsString;
 
@@ -8,14 +8,14 @@ use vellum_service::names;
 
 use crate::verbs::Cli;
 
-const PROCESSES: &str = "Vellum runs one command in a container (`vellum run`); for all else about processes `vellum bundle CONTAINER DIR` makes a bundle \
+const PROCESSES: &str = "Vellum only runs one command in a container (`vellum run`); for the rest, `vellum bundle CONTAINER DIR` writes a bundle \
      for runc or crun, and Docker, Podman and containerd run containers on Vellum's layers";
-const BUILDS: &str = "Vellum builds nothing from a Dockerfile: `buildah bud`, `podman build` and `docker build` do, also on Vellum's layers; \
-     `vellum commit` makes an image of a container, `vellum import` one of a directory";
-const LOGINS: &str = "Vellum reads the logins of Docker and Podman: `docker login`, `podman login` or `skopeo login` makes one";
-const NETWORKS: &str = "Vellum has no networks: `vellum run --network none|host`, or an engine such as Docker or Podman";
+const BUILDS: &str = "Vellum doesn't build Dockerfiles: use `buildah bud`, `podman build` or `docker build`, which can work on Vellum's layers; \
+     `vellum commit` makes an image from a container, and `vellum import` from a directory";
+const LOGINS: &str = "Vellum reads the logins of Docker and Podman: log in with `docker login`, `podman login` or `skopeo login`";
+const NETWORKS: &str = "Vellum doesn't manage networks: use `vellum run --network none|host`, or an engine such as Docker or Podman";
 
-/// What other programs call verbs, and who does it.
+/// Verbs of other programs that Vellum doesn't have, and what to use instead.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (
         &[
@@ -30,12 +30,11 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["network"], NETWORKS),
     (
         &["search"],
-        "Vellum looks nothing up at registries: `skopeo list-tags` or `podman search` do",
+        "Vellum doesn't search registries: use `skopeo list-tags` or `podman search`",
     ),
 ];
 
-/// What other programs call the verbs there are: the beginning of the command line, and what to say
-/// instead.
+/// What other programs call Vellum's verbs: the beginning of the command line, and the verb here.
 const CALLED: &[(&[&str], &str)] = &[
     (&["image", "ls"], "images"),
     (&["image", "list"], "images"),
@@ -57,7 +56,7 @@ const CALLED: &[(&[&str], &str)] = &[
     (&["delete"], "rm"),
 ];
 
-/// Returns the error for a command line that begins with no verb, and what may be said as a hint.
+/// Returns the error for a command line that doesn't begin with a verb, with a hint.
 pub fn told(words: &[OsString]) -> String {
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let first = words.first().map_or("", |word| word);
@@ -75,18 +74,18 @@ fn hint(words: &[&str]) -> Option<String> {
         return Some((*who).to_owned());
     }
     if let Some((called, verb)) = CALLED.iter().find(|(called, _)| words.starts_with(called)) {
-        // `image history` is `history`, and so on for all whose second word is a verb here.
+        // `image history` is `history`, and so on whenever the second word is a verb here.
         let verb = match (*verb, words.get(called.len())) {
             ("", Some(second)) if verbs().any(|verb| verb == *second) => second,
             ("", _) if first == "image" => "images",
             ("", _) => "ls",
             (verb, _) => verb,
         };
-        return Some(format!("here that is `vellum {verb}`"));
+        return Some(format!("in Vellum that is `vellum {verb}`"));
     }
     names::near(first, verbs())
-        .map(|verb| format!("did you mean `vellum {verb}`? `vellum --help` lists all"))
-        .or_else(|| Some("`vellum --help` lists all".to_owned()))
+        .map(|verb| format!("did you mean `vellum {verb}`? `vellum --help` lists all commands"))
+        .or_else(|| Some("`vellum --help` lists all commands".to_owned()))
 }
 
 fn verbs() -> impl Iterator<Item = String> {
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_other_programs_are_answered_by_who_does_it() {
+    fn verbs_of_other_programs_get_an_alternative() {
         for (line, answer) in [
             ("exec box sh", "`vellum bundle"),
             ("logs box", "`vellum run`"),
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_names_what_was_meant_and_nothing_else() {
+    fn a_typing_error_suggests_the_verb_and_nothing_else() {
         for (line, verb) in [
             ("lod x", "load"),
             ("comit", "commit"),
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn no_word_of_others_is_a_verb_here() {
+    fn foreign_verbs_are_not_verbs_here() {
         let verbs: Vec<_> = verbs().collect();
         let others = ELSEWHERE
             .iter()

@@ -1,4 +1,4 @@
-//! Results on stdout: lines, tables, JSON. A closed pipe ends the command with code 0.
+//! Results on stdout: lines, tables, JSON. If the pipe is closed, the command exits with code 0.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
@@ -33,7 +33,7 @@ impl Out {
         self.bytes(b"\n")
     }
 
-    /// Writes rows under a head, columns aligned by two blanks at least. The last column is not
+    /// Writes rows under a header, with at least two spaces between columns. The last column is not
     /// padded.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let width = |text: &str| text.chars().count();
@@ -57,17 +57,17 @@ impl Out {
         Ok(())
     }
 
-    /// Writes out what is buffered.
+    /// Flushes the buffer.
     pub fn done(mut self) -> Result<(), Failure> {
         self.0.flush().map_err(Failure::Output)
     }
 }
 
-/// Errors if stdout is a terminal: archives are no text.
+/// Errors if stdout is a terminal, because archives are not text.
 pub fn refuse_terminal(what: &str) -> Result<(), Failure> {
     if io::stdout().is_terminal() {
         return Err(Failure::misused(format!(
-            "{what} would go to the terminal; redirect it or name a file"
+            "not writing {what} to the terminal; redirect stdout or name a file"
         )));
     }
     Ok(())
@@ -83,7 +83,7 @@ pub fn confirm(question: &str) -> bool {
     io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// Bytes for people: `0B`, `512B`, `1.5KiB`, `3GiB`.
+/// Formats bytes for people: `0B`, `512B`, `1.5KiB`, `3GiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = count as f64;
@@ -99,7 +99,7 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
-/// How long ago, for people: `3 minutes ago`.
+/// Formats how long ago a time was, for people: `3 minutes ago`.
 pub fn ago(then: Timestamp) -> String {
     ago_from(then, Timestamp::now())
 }

@@ -1,5 +1,4 @@
-//! How failures look: what failed, what caused it, and a hint on a line of its own. All of it on
-//! stderr.
+//! How failures look: what failed, the causes, and a hint on its own line. All goes to stderr.
 
 use std::io;
 
@@ -35,7 +34,7 @@ mod tests {
     use vellum_service::error::ObjectKind;
 
     #[test]
-    fn a_failure_has_a_cause_and_a_hint_on_lines_of_their_own() {
+    fn causes_and_hints_have_their_own_lines() {
         let error = vellum_service::Error::io("read", "/x")(io::Error::from_raw_os_error(28));
         let text = verb(&error, false);
         let lines: Vec<_> = text.lines().collect();

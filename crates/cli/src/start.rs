@@ -1,4 +1,4 @@
-//! From the process's start to its exit code.
+//! From the start of the process to its exit code.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -48,13 +48,13 @@ pub fn run() -> i32 {
 }
 
 fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
-    // Texts for people (help, errors) come from the dressed command. Without them it parses the
-    // same and is built in a third of the time, which shows in verbs that take a millisecond.
+    // The plain command parses the same as the one with texts for help and errors, and is built in
+    // a third of the time, which matters for verbs that take a millisecond.
     let matches = Cli::command()
         .try_get_matches_from(&arguments)
         .or_else(|_| help::command().try_get_matches_from(&arguments))
         .map_err(|e| {
-            // Help and version are results; a closed pipe is nobody's fault.
+            // Help and version are results; a closed pipe is not an error.
             let _ = e.print();
             if e.use_stderr() {
                 misused(&arguments)
@@ -68,7 +68,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
     })
 }
 
-/// Returns the exit code of arguments that can't be understood; those of `run` have their own.
+/// Returns the exit code for arguments that can't be parsed; `run` has its own.
 fn misused(arguments: &[OsString]) -> i32 {
     let lenient = Cli::command().ignore_errors(true);
     let verb = lenient.try_get_matches_from(arguments).ok();
@@ -88,24 +88,24 @@ pub fn surroundings(identity: &rootless::Identity) -> Surroundings {
     }
 }
 
-/// What a verb is started with. Settings are looked for only when it asks.
+/// What a verb is started with. Settings are read only when the verb asks for them.
 pub struct Start<'a> {
     /// How this process was started.
     pub started: &'a Started,
-    /// What the verb's own flags say about settings.
+    /// Settings given by the verb's own flags.
     pub settings: Partial,
-    /// Whether the store itself is used, for which a plain user enters a namespace.
+    /// Whether the verb uses the store, for which a plain user's process enters a namespace.
     pub needs_store: bool,
-    /// Whether Ctrl-C belongs to a command that the verb runs, and stops nothing here.
+    /// Whether Ctrl-C is left to a command that the verb runs, and doesn't stop this process.
     pub leaves_ctrl_c: bool,
-    /// Whether results and errors alone are printed, and no talk.
+    /// Whether only results and errors are printed, and no messages.
     pub quiet: bool,
-    /// Whether a listing is of ids alone.
+    /// Whether a listing prints only ids.
     pub lists_ids: bool,
     global: Global,
 }
 
-/// Resolves the settings of a command line anew.
+/// Resolves the settings of a command line again.
 type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 impl<'a> Start<'a> {
@@ -116,12 +116,12 @@ impl<'a> Start<'a> {
             needs_store: true,
             leaves_ctrl_c: false,
             quiet: global.quiet,
-            lists_ids: is_quiet_behind_the_verb(&started.arguments),
+            lists_ids: is_quiet_after_the_verb(&started.arguments),
             global,
         }
     }
 
-    /// Returns how the settings of this command line are resolved again later.
+    /// Returns a function that resolves the settings of this command line again.
     #[cfg(feature = "containerd")]
     pub fn reload(&self) -> Result<Reload, Failure> {
         self.resolver(&rootless::identity())
@@ -135,8 +135,8 @@ impl<'a> Start<'a> {
         }))
     }
 
-    /// Returns the settings. A plain user's process is in the store's namespace from here on, if it
-    /// needs one.
+    /// Returns the settings. Enters the store's namespace first, if the verb uses the store and the
+    /// process needs one.
     pub fn config(&self) -> Result<Config, Failure> {
         let identity = rootless::identity();
         let config = self.resolver(&identity)?().map_err(vellum_service::Error::from)?;
@@ -146,7 +146,7 @@ impl<'a> Start<'a> {
         Ok(config)
     }
 
-    /// Returns what verbs work in: settings, progress, and an ear for signals.
+    /// Returns the context for verbs: settings, progress, and handlers for signals.
     pub fn context(&self) -> Result<Context, Failure> {
         let config = self.config()?;
         logging("warn");
@@ -159,7 +159,7 @@ impl<'a> Start<'a> {
         Ok(Context::new(config, cancel, progress))
     }
 
-    /// Returns what the flags say about settings, those of every command and the verb's own.
+    /// Returns the settings given by flags, both the global ones and the verb's own.
     fn flags(&self) -> Result<Partial, Failure> {
         let global = &self.global;
         let mut mount = MountPartial {
@@ -183,12 +183,12 @@ impl<'a> Start<'a> {
     }
 }
 
-/// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by
-/// it. Before the verb it is what it is for all of them, and scripts have it there.
-fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
+/// Tells whether `-q` comes after the verb, where it prints only ids in Docker and Podman. Before
+/// the verb it is the global flag, and scripts use it there.
+fn is_quiet_after_the_verb(arguments: &[OsString]) -> bool {
     let mut words = arguments.iter().filter_map(|word| word.to_str());
     let is_listing = |word: &str| matches!(word, "images" | "ls" | "ps");
-    // A value of a flag before the verb may be called as a verb: then the verb still comes.
+    // The value of a flag before the verb may look like a verb; then the verb is still to come.
     let quiet = |word: &str| {
         let shorts = word.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
         word == "--quiet" || shorts.is_some_and(|shorts| shorts.contains('q'))
@@ -196,11 +196,11 @@ fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
     words.by_ref().any(is_listing) && words.take_while(|word| *word != "--").any(quiet)
 }
 
-/// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is
-/// safe too, only less tidy.
+/// The first Ctrl-C asks every loop to stop; the second ends the process at once, which is safe
+/// too, but less tidy.
 ///
-/// During a `run` Ctrl-C belongs to the command in the container: the terminal sends it there, and
-/// whether that ends it is its own affair.
+/// During a `run` Ctrl-C is left to the command in the container: the terminal sends it there, and
+/// the command decides whether it ends.
 fn signals(leaves_ctrl_c: bool) -> Result<Cancel, Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));

@@ -1,12 +1,12 @@
-//! The verbs, one file each: arguments, examples, and what makes a request to the service room of
-//! them and prints its answer.
+//! The verbs, one file each: arguments, examples, and the code that turns them into a request to
+//! the service crate and prints the answer.
 //!
-//! A new verb is its file, its `mod` and its line in the list here; parsing, help, man pages,
-//! completions and the way from the command line to the verb follow. A verb decides nothing.
+//! To add a verb, add its file, its `mod`, and its line in the list here. Parsing, help, man pages,
+//! completions and dispatch follow from that. Verbs make no decisions.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
-    reason = "the comments are help texts: [:TAG] is no link"
+    reason = "the comments are help texts: [:TAG] is not a link"
 )]
 
 use std::ffi::OsString;
@@ -64,28 +64,28 @@ mod version;
 mod volume;
 mod why;
 
-/// What a verb gives back to the shell.
+/// The exit code that a verb returns to the shell.
 pub type Outcome = Result<i32, Failure>;
 
-/// Lines that open a help page: those of the verb itself, whose words are none, and those of the
-/// verbs below it.
+/// The examples that open help pages, by the words after the verb: "" for the verb's own page, else
+/// the subcommand.
 pub type Examples = &'static [(&'static str, &'static str)];
 
-/// A verb: its arguments are the type, and the comment on it is its line in help.
+/// A verb. The type holds its arguments; the comment on the type is its line in help.
 pub trait Verb: Sized {
-    /// Where `vellum --help` lists it.
+    /// The group in which `vellum --help` lists it.
     const GROUP: Group;
-    /// What opens its help pages.
+    /// The examples that open its help pages.
     const EXAMPLES: Examples;
-    /// Its exit codes, if it has some of its own.
+    /// A note on its exit codes, if it has its own.
     const CODES: &'static str = "";
 
-    /// Returns what its help page says behind the examples.
+    /// Returns the notes that follow the examples on its help page.
     fn notes() -> String {
         String::new()
     }
 
-    /// Does it. `start` has what else the command line says, and makes the context.
+    /// Runs the verb. `start` has the rest of the command line, and creates the context.
     fn run(self, start: Start<'_>) -> Outcome;
 }
 
@@ -96,16 +96,16 @@ pub enum Group {
     Images,
     /// Verbs on containers and volumes.
     Containers,
-    /// What serves other programs.
+    /// Verbs that serve other programs.
     OtherPrograms,
     /// Verbs on unions and layers.
     Unions,
-    /// Verbs on the store as a whole, and those on this program.
+    /// Verbs on the store as a whole, and on this program.
     Store,
 }
 
 impl Group {
-    /// All of them, with their titles.
+    /// All groups, with their titles.
     pub const ALL: [(Group, &'static str); 5] = [
         (Group::Images, "Images"),
         (Group::Containers, "Containers"),
@@ -115,18 +115,18 @@ impl Group {
     ];
 }
 
-/// What help knows of a verb besides its arguments.
+/// A verb's help, apart from its arguments.
 #[derive(Debug)]
 pub struct Page {
     /// The verb.
     pub name: &'static str,
-    /// Where it is listed.
+    /// The group in which it is listed.
     pub group: Group,
-    /// What opens its pages.
+    /// The examples that open its pages.
     pub examples: Examples,
-    /// What ends its page, if there is something.
+    /// The text that ends its page; may be empty.
     pub codes: &'static str,
-    /// What stands behind the examples.
+    /// The notes after the examples.
     pub notes: fn() -> String,
 }
 
@@ -153,7 +153,7 @@ impl Page {
     max_term_width = 110
 )]
 pub struct Cli {
-    /// What holds for every command.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
     /// The verb.
@@ -161,15 +161,15 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Makes the parser's enum, the way to each verb and the pages of help. A file has the name of its
-/// verb, whose line in help is the comment on its type; `if` names what it is built with.
+/// Defines the parser's enum, the dispatch to each verb and the help pages. A verb's file is named
+/// after the verb; `if` names the feature that a verb needs.
 macro_rules! verbs {
     ($($(#[$attribute:meta])* $file:ident::$Verb:ident $(if $built:meta)?,)+) => {
         /// The verbs.
         #[derive(Debug, Subcommand)]
         pub enum Command {
             $($(#[cfg($built)])? $(#[$attribute])* $Verb($file::$Verb),)+
-            /// A word that is none of these.
+            /// A word that is not a verb.
             #[command(external_subcommand)]
             Other(Vec<OsString>),
         }
@@ -184,7 +184,7 @@ macro_rules! verbs {
             }
         }
 
-        /// Help's pages of all verbs.
+        /// The help pages of all verbs.
         pub const PAGES: &[Page] = &[
             $($(#[cfg($built)])? Page::of::<$file::$Verb>(stringify!($file)),)+
         ];
@@ -244,13 +244,13 @@ verbs! {
     version::Version,
 }
 
-/// Does `each` for all, reports every failure, and fails at the end if one did.
+/// Calls `each` for every name and reports each failure; fails at the end if any call failed.
 fn for_all<T>(names: &[T], mut each: impl FnMut(&T) -> Result<(), Failure>) -> Outcome {
     let mut worst = DONE;
     for name in names {
         match each(name) {
             Ok(()) => {}
-            // Nobody reads any more, or nobody wants more.
+            // The reader is gone, or the user stopped the command.
             Err(f @ Failure::Output(_)) => return Err(f),
             Err(f) if f.is_cancelled() => return Err(f),
             Err(failure) => {

@@ -76,13 +76,13 @@ fn ready() -> bool {
     available(&["dockerd", "docker", "python3", "busybox", "runc"])
 }
 
-/// A picture of names, sizes and contents: whether anything was changed.
+/// Returns a summary of names, sizes and contents, to see whether anything was changed.
 fn picture(path: &Path) -> Tree {
     Tree::read(path).unwrap()
 }
 
-/// Calls `after` with a store in which an adoption was killed at a call of each of these kinds, at
-/// the first and then in growing steps.
+/// Kills an adoption at system calls of each kind, at the first one and then in growing steps, and
+/// calls `after` with the store each time.
 fn killed(
     home: &Home,
     root: &Path,
@@ -95,7 +95,7 @@ fn killed(
         loop {
             let name = format!("killed-{kind}-{n}");
             let vellum = Vellum::new(VELLUM, home, &name).unwrap();
-            // Laid out: what is under test is the adoption.
+            // The store is created first, since only the adoption is under test.
             vellum.run(&["images"]).unwrap();
             let command = vellum.command();
             let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
@@ -107,7 +107,7 @@ fn killed(
             }
             hits += 1;
             after(&vellum, &home.join(&name).join("root"), &run);
-            // Whatever there is has the digests that it should have, and the rest can be had now.
+            // What was adopted has the right digests, and the rest can be adopted now.
             vellum.run(&["adopt", root.to_str().unwrap()]).unwrap();
             assert_eq!(images(&vellum), 2);
             vellum.run(&["check"]).unwrap();
@@ -124,7 +124,7 @@ fn litter(store: &Path) -> usize {
 }
 
 #[test]
-fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
+fn ctrl_c_during_an_adoption_leaves_nothing_of_the_unfinished_image() {
     if !ready() {
         return;
     }
@@ -133,7 +133,7 @@ fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
         let archive = small_image(&home).unwrap();
         let daemon = Dockerd::start(&home, &[]).unwrap();
         daemon.load(&archive).unwrap();
-        // Long enough to be met in the middle.
+        // Large enough to be interrupted halfway.
         let change = "head -c 100000000 /dev/urandom > /big";
         let line = ["run", "--name", "box", "--network", "none", IMAGE];
         daemon
@@ -153,12 +153,12 @@ fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
         adopt.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = adopt.spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(60);
-        // Something of a layer is there; each round a little later.
+        // Part of a layer has been written; each round waits a little longer.
         while litter(&store) == 0 && child.try_wait().unwrap().is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(5 * round));
-        // One that has ended is waited for, and its number may be another's.
+        // A process that has ended is reaped here; its pid could be reused.
         if child.try_wait().unwrap().is_none() {
             let pid = Pid::from_raw(child.id() as i32).unwrap();
             kill_process(pid, Signal::INT).unwrap();
@@ -166,7 +166,7 @@ fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
         let ended = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr);
         match ended.status.code() {
-            // It came too late to stop anything.
+            // The signal came too late to stop anything.
             Some(0) => assert_eq!(images(&vellum), 1),
             code => {
                 assert_eq!((code, images(&vellum)), (Some(130), 0), "{said}");
@@ -203,7 +203,8 @@ fn an_adoption_killed_anywhere_leaves_a_sound_store() {
         None => &few[..],
     };
     let hits = killed(&home, &root.path, kinds, |vellum, store, run| {
-        // An image's record beside the database is written last; it is derived, and healed.
+        // An image's record next to the database is written last; it is derived data, and is
+        // repaired.
         vellum.run(&["check", "--heal"]).unwrap();
         vellum.run(&["check"]).unwrap();
         vellum.run(&["gc"]).unwrap();
@@ -292,7 +293,7 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
             ..EXACT
         },
     );
-    // What goes out has the layers that Docker has: load checks each digest.
+    // The saved image has the same layers as Docker's: load checks each digest.
     for (image, layers) in &root.layers {
         let inspected: Value =
             serde_json::from_str(&vellum.run(&["inspect", image]).unwrap()).unwrap();
@@ -320,10 +321,10 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
     picture(&root.path).assert_same(&before, EXACT);
 }
 
-/// A digest speaks of contents and headers; the headers come from Docker's record of the tar, and
-/// so does what is made of them.
+/// A digest covers contents and headers. The headers come from Docker's record of the tar, and so
+/// do the attributes that are set from them.
 #[test]
-fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
+fn data_without_a_digest_is_not_taken_from_a_data_root() {
     if !ready() {
         return;
     }
@@ -339,7 +340,7 @@ fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
             chown(&file, Some(7), Some(7)).unwrap();
             touched += 1;
         }
-        // What the layer deletes is there again.
+        // The file that the layer deletes exists again.
         let gone = diff.join("odd/replaced");
         if fs::symlink_metadata(&gone).is_ok_and(|found| found.file_type().is_char_device()) {
             fs::remove_file(&gone).unwrap();
@@ -348,7 +349,7 @@ fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
     }
     assert!(touched >= 2, "{touched}");
     let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
-    // Nor does a comparison in place speak of it: that the contents are whole is all it says.
+    // A comparison in place doesn't cover this either: it only says that the contents match.
     let (fine, said) = adopt(&vellum, &root.path, &["--in-place", "mine:1"]);
     assert!(fine && said["images"][0]["outcome"] == "whole", "{said}");
     let (fine, said) = adopt(&vellum, &root.path, &[]);
@@ -430,7 +431,7 @@ fn a_data_root_that_lies_gives_no_layer() {
     let home = Home::new().unwrap();
     let root = data_root(&home);
     let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
-    // The content of one file in the topmost layer is another now.
+    // The content of one file in the topmost layer has changed.
     let trees = fs::read_dir(root.path.join("overlay2")).unwrap();
     let changed = trees
         .map(|entry| entry.unwrap().path().join("diff/more"))
@@ -457,7 +458,7 @@ fn a_data_root_that_lies_gives_no_layer() {
         "{why}"
     );
     assert_eq!(images(&vellum), 1);
-    // A tree that is a link to somewhere else.
+    // A tree that is a symbolic link to another place.
     let tree = fs::read_dir(root.path.join("overlay2"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -469,7 +470,7 @@ fn a_data_root_that_lies_gives_no_layer() {
     let (fine, said) = adopt(&other, &root.path, &[]);
     assert!(!fine, "{said}");
     assert_eq!(images(&other), 0);
-    // No data root at all, and one of another driver.
+    // A directory that is not a data root, and a data root of another driver.
     let empty = home.dir("empty").unwrap();
     let said = other.command().arg("adopt").arg(&empty).output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();

@@ -1,6 +1,6 @@
-//! The containerd of this machine on Vellum's snapshotter: images come, containers run, everything
-//! goes again, and a crash of either side costs nothing. What newer containerds can do besides is
-//! in `newer_containerd.rs`.
+//! The containerd of this machine on Vellum's snapshotter: images are imported, containers run,
+//! everything is removed again, and a crash of either side loses nothing. Features of newer
+//! containerds are tested in `newer_containerd.rs`.
 
 #[path = "support/containerd.rs"]
 mod pair;
@@ -33,8 +33,8 @@ fn containerd_imports_runs_commits_and_leaves_nothing() {
     }
     pair.end_box("box");
 
-    // A snapshot of one's own: prepared on the image's top layer, changed, committed, and a parent
-    // in turn.
+    // A snapshot made by hand: prepared on the image's top layer, changed, committed, and then used
+    // as a parent.
     let top = ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "ls"]);
     let parents: Vec<&str> = top
         .lines()
@@ -89,8 +89,8 @@ fn containerd_imports_runs_commits_and_leaves_nothing() {
         "version 5\n"
     );
     vellum_testkit::scratch::unmount(&tree).unwrap();
-    // No label keeps a view, so containerd's own collection may be quicker; and then containerd
-    // still counts it as its parent's child, which has to be left to the next collection.
+    // No label keeps a view, so containerd's own collection may have removed it already. containerd
+    // then still counts it as its parent's child, so the parent goes only at the next collection.
     for (key, quicker) in [("look", "not found"), ("layer", "snapshot with child")] {
         let snapshots = ["snapshots", "--snapshotter", SNAPSHOTTER];
         let told = |arguments: &[&str]| pair.containerd.ctr(&[&snapshots, arguments].concat());
@@ -138,11 +138,11 @@ fn containers_keep_running_when_either_side_is_killed() {
     pair.start_box("box");
 
     pair.server.daemon.kill();
-    // Its tree is the kernel's: nobody is needed for it.
+    // The kernel mounted its tree, so it needs no server.
     pair.inside("box", "echo alone > /alone && cat /app/version")
         .unwrap();
     let refused = pair.hello("default", IMAGE, "early");
-    assert!(refused.is_err(), "nobody was there to prepare it");
+    assert!(refused.is_err(), "no server was there to prepare it");
     pair.server.start_again().unwrap();
     let said = pair
         .containerd
@@ -172,14 +172,14 @@ fn containers_keep_running_when_either_side_is_killed() {
     assert_eq!(pair.hello("default", IMAGE, "late").unwrap(), HELLO);
 
     pair.end_box("box");
-    // Asked for while the server was away, perhaps.
+    // The request may have come while the server was down.
     let _ = pair.containerd.ctr(&["container", "rm", "early"]);
     pair.remove_images("default");
     pair.assert_nothing_left();
 }
 
 #[test]
-fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
+fn killing_the_server_amid_an_import_loses_and_leaks_nothing() {
     if !programs() {
         return;
     }
@@ -196,7 +196,7 @@ fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
         let mut import = import.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay_ms));
         pair.server.daemon.kill();
-        // Whether it had ended before, or failed now, is a matter of luck.
+        // It may have finished before, or failed now; either is fine.
         let _ = import.wait().unwrap();
         pair.server.start_again().unwrap();
     }
@@ -211,7 +211,7 @@ fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
 }
 
 #[test]
-fn containers_have_ids_of_their_own() {
+fn containers_have_their_own_ids() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }
@@ -246,7 +246,7 @@ fn containers_have_ids_of_their_own() {
 }
 
 #[test]
-fn containers_run_on_vellum_s_engine() {
+fn containers_run_on_vellums_engine() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }
@@ -283,8 +283,8 @@ fn containers_run_on_vellum_s_engine() {
     pair.inside("box", "grep -qx 'version 9' /moved/version")
         .unwrap();
 
-    // The server is not in the way of its data, and the engine is nobody's child that could take it
-    // along.
+    // Data doesn't pass through the server, and the engine is not a child process that would die
+    // with it.
     pair.server.daemon.kill();
     pair.inside("box", "grep -qx 'version 9' /moved/version")
         .unwrap();
@@ -295,7 +295,7 @@ fn containers_run_on_vellum_s_engine() {
         .unwrap();
     pair.end_box("box");
     pair.remove_images("default");
-    // The view that the comparison was made with may have been going when the server was killed.
+    // The view for the comparison may have been in removal when the server was killed.
     pair.collect_litter();
     pair.assert_nothing_left();
     wait("the engine to end", || {
@@ -304,7 +304,7 @@ fn containers_run_on_vellum_s_engine() {
 }
 
 #[test]
-fn a_label_of_the_client_s_limits_what_its_container_writes() {
+fn a_clients_label_limits_what_its_container_writes() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
     }
@@ -312,7 +312,7 @@ fn a_label_of_the_client_s_limits_what_its_container_writes() {
     pair.import();
     let label = "containerd.io/snapshot/max-size=8388608";
     pair.start_box_with(&["--snapshotter-label", label], IMAGE, "small");
-    // Eight of twenty MiB fit; what is removed is room again.
+    // Eight of twenty MiB fit; removing files frees space again.
     let fill = "said=$(dd if=/dev/zero of=/big bs=4k count=5120 2>&1) && exit 1; \
                 case $said in *'No space left'*) ;; *) exit 2 ;; esac; \
                 size=$(stat -c %s /big); test $size -ge 4194304 && test $size -le 8388608 || exit 3";
@@ -334,9 +334,9 @@ fn a_label_of_the_client_s_limits_what_its_container_writes() {
         !wrong.status.success() && said.contains("not a number of bytes"),
         "{said}"
     );
-    // containerd made its record of the container before it asked for the snapshot.
+    // containerd created its record of the container before it asked for the snapshot.
     let _ = pair.containerd.ctr(&["container", "rm", "wrong"]);
-    // Whoever keeps the limit is not the server.
+    // The limit is not enforced by the server.
     pair.server.daemon.kill();
     pair.inside("small", "echo x >> /big").unwrap_err();
     pair.server.start_again().unwrap();

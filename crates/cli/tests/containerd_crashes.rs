@@ -1,6 +1,6 @@
 //! The containerd of this machine, and the server of its snapshots, killed amid pulls and amid
-//! containers: what is pulled again is whole, what ran goes on, and the store has what containerd
-//! knows.
+//! containers: images pulled again are whole, containers keep running, and the store has exactly
+//! the snapshots that containerd knows.
 
 #[path = "support/containerd.rs"]
 mod pair;
@@ -8,7 +8,7 @@ mod pair;
 use pair::{HELLO, Pair, programs, wait};
 use vellum_testkit::clients::{SNAPSHOTTER, Vellum, available, run, small_image};
 
-/// Which side a crash takes.
+/// The side that crashes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Side {
     Containerd,
@@ -16,7 +16,7 @@ enum Side {
     Both,
 }
 
-/// Brings in an image that has no layer in common with the one that is pulled.
+/// Imports an image that has no layer in common with the pulled one.
 fn import_another(pair: &Pair) -> String {
     let vellum = Vellum::new(env!("CARGO_BIN_EXE_vellum"), &pair.home, "w").unwrap();
     vellum
@@ -41,8 +41,8 @@ fn import_another(pair: &Pair) -> String {
     image.into()
 }
 
-/// Pulls until the store has `trees` trees more (or the pull has ended), and has a side crash and
-/// come back.
+/// Pulls until the store has `trees` more trees (or the pull has ended), then crashes one side and
+/// restarts it.
 fn crash_amid_a_pull(pair: &mut Pair, image: &str, trees: usize, side: Side) {
     let before = pair.server.trees().unwrap().len();
     let mut pull = pair.begin_pull("default", image);
@@ -60,13 +60,13 @@ fn crash_amid_a_pull(pair: &mut Pair, image: &str, trees: usize, side: Side) {
     if side != Side::Server {
         pair.containerd.start_again().unwrap();
     }
-    // Whether it has ended, fails now or would go on with the next daemon is a matter of luck.
+    // It may have ended, fail now or continue with the next daemon; each is fine.
     let _ = pull.kill();
     let _ = pull.wait().unwrap();
 }
 
 #[test]
-fn either_side_killed_amid_pulls_and_containers_loses_and_leaks_nothing() {
+fn killing_either_side_amid_pulls_and_containers_loses_and_leaks_nothing() {
     if !programs() || !available(&["docker-registry", "skopeo"]) {
         return;
     }

@@ -1,4 +1,4 @@
-//! What `contrib/` hands out is what the command understands: units, snippets, manifests, alerts.
+//! The command accepts what `contrib/` provides: units, snippets, manifests, alerts.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,21 +48,21 @@ const UNITS: [&str; 4] = [
 ];
 
 #[test]
-fn units_are_understood_by_systemd_and_by_vellum() {
+fn systemd_and_vellum_accept_the_units() {
     for unit in UNITS {
         let text = read(&format!("systemd/{unit}"));
         let setting = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
         if let Some(line) = setting("ExecStart=") {
             let mut words = line.split(' ');
             assert_eq!(words.next(), Some("/usr/local/bin/vellum"));
-            // An argument that isn't one is told before the help is.
+            // An invalid argument is reported before the help is printed.
             run(Command::new(VELLUM).args(words).arg("--help")).unwrap();
             assert_eq!(
                 setting("KillMode="),
                 Some("process"),
                 "mounts outlive the server"
             );
-            // Each of these would hide the mounts from those who asked for them.
+            // Each of these would hide the mounts from the processes that need them.
             for hides in [
                 "Protect",
                 "Private",
@@ -95,7 +95,7 @@ fn units_are_understood_by_systemd_and_by_vellum() {
     }
     let output = verify.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    // Machines have units of others that systemd has something to say about.
+    // systemd may also complain about other units of the machine.
     assert!(
         output.status.success() && !said.contains("vellum"),
         "{said}"
@@ -103,7 +103,7 @@ fn units_are_understood_by_systemd_and_by_vellum() {
 }
 
 #[test]
-fn snippets_say_what_an_install_sets() {
+fn snippets_match_what_an_install_sets() {
     for version in [2, 3] {
         let node = tempfile::tempdir().unwrap();
         let config = node.path().join("etc/containerd/config.toml");
@@ -119,7 +119,7 @@ fn snippets_say_what_an_install_sets() {
             parse(&fs::read_to_string(&config).unwrap()),
             parse(&snippet)
         );
-        // As JSON the report has what the text has.
+        // The JSON report has the same content as the text.
         let report = run(Command::new(VELLUM)
             .args(["node", "uninstall", "--dry-run", "--json", "--host-root"])
             .arg(node.path()))
@@ -141,7 +141,7 @@ fn the_storage_snippet_is_a_whole_configuration() {
     }
     let home = Home::new().unwrap();
     symlink(VELLUM, home.join("fuse-overlayfs")).unwrap();
-    // Every line that is offered as a comment is tried, too.
+    // Commented-out settings are tried, too.
     let mut text = String::new();
     for line in read("containers/storage.conf").lines() {
         let offered = ["# additionalimagestores", "# mountopt", "# force_mask"];
@@ -221,7 +221,7 @@ fn the_daemon_set_asks_for_little_and_calls_what_exists() {
 }
 
 #[test]
-fn alerts_name_numbers_that_the_server_tells() {
+fn alerts_use_metrics_that_the_server_exports() {
     let Some(documents) = yaml("prometheus/vellum.rules.yaml") else {
         return;
     };
@@ -236,7 +236,7 @@ fn alerts_name_numbers_that_the_server_tells() {
                 .chars()
                 .take_while(|c| c.is_ascii_lowercase() || *c == '_')
                 .collect();
-            // What the format adds: the kind of number and its unit.
+            // Suffixes that the format adds: the type of metric and its unit.
             let bare = ["_total", "_seconds_bucket", "_bytes"]
                 .iter()
                 .find_map(|end| name.strip_suffix(end))
@@ -267,8 +267,8 @@ fn an_activated_install_tells_the_nodes_systemd() {
     fs::write(at("bin/systemctl"), systemctl).unwrap();
     run(Command::new("chmod").arg("755").arg(at("bin/systemctl"))).unwrap();
     fs::write(at("etc/containerd/config.toml"), "version = 2\n").unwrap();
-    // As in the installer's image, where nothing else is found, and with systemctl where nodes have
-    // it.
+    // As in the installer's image, which has nothing else, and with systemctl at its place on
+    // nodes.
     fs::create_dir_all(at("usr")).unwrap();
     fs::rename(at("bin"), at("usr/bin")).unwrap();
     symlink("usr/bin", at("bin")).unwrap();
@@ -282,7 +282,8 @@ fn an_activated_install_tells_the_nodes_systemd() {
             .arg(node.path());
         run(&mut command)
     };
-    // What could not be told is told by the next install, though no file is left to be changed.
+    // If systemd could not be notified, the next install does so, even though no file changes any
+    // more.
     fs::write(at("etc/refuse"), "").unwrap();
     let refused = vellum("install").unwrap_err().to_string();
     assert!(refused.contains("the same command again"), "{refused}");

@@ -2,8 +2,8 @@
 //! pods on Vellum's snapshotter.
 //!
 //! There is no kubelet and no network here: pods are in the node's network, as those of a control
-//! plane are, and the kubelet's part is a client (`support/cri.rs`). What newer containerds do is
-//! in `newer_cri.rs`.
+//! plane are, and a client plays the kubelet (`support/cri.rs`). Newer containerds are tested in
+//! `newer_cri.rs`.
 
 #[path = "support/cri.rs"]
 mod kubelet;
@@ -16,8 +16,7 @@ use vellum_testkit::clients::{
     Containerd, Home, Registry, SnapshotServer, available, run, small_image,
 };
 
-/// The configuration of a node's containerd before anybody installed something, with everything of
-/// its own inside `home`.
+/// The configuration of a node's containerd before an install, with all its files inside `home`.
 fn node_config(home: &Home) -> String {
     let dir = home.join("ctd");
     format!(
@@ -45,7 +44,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     )
 }
 
-/// A program that is `vellum` with the capabilities that its unit leaves it, and no way to more.
+/// A program that runs `vellum` with only the capabilities that its unit allows.
 fn under_the_units_limits(home: &Home, program: &str) -> String {
     let unit = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -61,7 +60,7 @@ fn under_the_units_limits(home: &Home, program: &str) -> String {
         .map(|name| name.trim_start_matches("CAP_").to_lowercase());
     let set = names.fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
     let path = home.join("confined");
-    // The last process is the server itself, so that what ends it ends that.
+    // The last command is `exec`ed, so that a signal reaches the server itself.
     let script =
         format!("#!/bin/sh\nexec setpriv --no-new-privs --bounding-set {set} {program} \"$@\"\n");
     std::fs::write(&path, script).unwrap();
@@ -119,7 +118,7 @@ fn pods_run_on_a_node_that_was_installed() {
         "echo mine > /app/version; grep ' / overlay ' /proc/mounts",
     );
 
-    // The server is exchanged under a running pod.
+    // The server is replaced while a pod runs.
     server.daemon.kill();
     assert_eq!(kubelet.shell(&first, "cat /app/version"), "mine\n");
     server.start_again().unwrap();
@@ -136,8 +135,7 @@ fn pods_run_on_a_node_that_was_installed() {
     assert!(kubelet.image(&image).is_none());
     let deadline = Instant::now() + Duration::from_secs(90);
     loop {
-        // Whatever is collected is collected by the next garbage collection that containerd sees
-        // reason for.
+        // Garbage goes at the next collection for which containerd sees a reason.
         let mut collect = containerd.command("k8s.io");
         collect.args(["content", "prune", "references"]);
         let _ = run(&mut collect);
@@ -198,7 +196,7 @@ fn a_pull_for_pods_adopts_what_vellum_loaded() {
     let containerd = Containerd::start_with(&home, &config).unwrap();
     let kubelet = Kubelet::of(&socket);
     kubelet.pull(&image);
-    // Ten layers came, and none of them was unpacked: what is new in the store has nothing in it.
+    // Ten layers were adopted and none was unpacked: the new snapshots in the store are empty.
     assert_eq!(containerd.snapshots("k8s.io").unwrap().len(), trees);
     assert_eq!(server.trees().unwrap().len(), 2 * trees);
     let filled = std::fs::read_dir(server.root().join("overlay2"))
@@ -209,7 +207,7 @@ fn a_pull_for_pods_adopts_what_vellum_loaded() {
         });
     assert_eq!(filled.count(), trees);
 
-    // Vellum lets go of its image, and what containerd has of it works.
+    // Vellum's image is removed, and containerd's layers still work.
     vellum(&["rmi", "vellum-demo-small:latest"]);
     vellum(&["gc", "--quiet"]);
     let hello = containerd.run_once("k8s.io", &image, "hello").unwrap();
@@ -226,7 +224,7 @@ fn a_pull_for_pods_adopts_what_vellum_loaded() {
             .lines()
         {
             let mut remove = containerd.command("k8s.io");
-            // Gone by the plugin's own doing, perhaps.
+            // The plugin may have removed it already.
             let _ = run(remove.args(["image", "rm", "--sync", name]));
         }
         vellum(&["gc", "--quiet"]);

@@ -1,5 +1,4 @@
-//! Mounts of Vellum's own engine whose process was killed: what each verb does with what is left of
-//! them.
+//! Mounts of Vellum's own engine whose process was killed: what each verb does with the remains.
 
 mod support;
 
@@ -41,10 +40,10 @@ fn kill_server(place: &Path) {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| ends_with(&line)))
-        .expect("nobody serves the mount");
+        .expect("no process serves the mount");
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
-    // An unreaped one has let go of everything, and has no command line any more.
+    // A zombie has released everything, and has no command line any more.
     while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| ends_with(&line))
         || rustix::fs::statfs(place).is_ok()
     {
@@ -53,7 +52,7 @@ fn kill_server(place: &Path) {
     }
 }
 
-/// Makes and mounts a container with a change, and kills its server.
+/// Creates and mounts a container with a change, and kills its server.
 fn dead(world: &World, name: &str) -> PathBuf {
     world.ok(&["create", "--name", name, "small:1"]);
     let place = world.mounted(name);
@@ -83,14 +82,14 @@ impl Sitter {
 
 impl Drop for Sitter {
     fn drop(&mut self) {
-        // It can't have ended by itself.
+        // It can't have exited by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 #[test]
-fn a_dead_mount_is_mounted_anew_where_it_was() {
+fn a_dead_mount_is_mounted_again_in_place() {
     let Some(world) = world() else { return };
     world.ok(&["create", "--name", "box", "small:1"]);
     let place = world.mounted("box");
@@ -114,13 +113,12 @@ fn a_dead_mount_is_mounted_anew_where_it_was() {
     }
     fs::write(at.join("more"), "more\n").unwrap();
     assert!(fs::write(seen.join("more"), "x").is_err());
-    // A living one is left as it is.
+    // A live mount is left as it is.
     let said = world.run(&["mount", "box"]);
     assert_eq!((said.code, said.err.as_str()), (0, ""));
     assert_eq!(world.ok(&["diff", "box"]), "A /kept\nA /more");
     kill_server(&place);
-    // One of its other places is asked for: it is there once, and the container shows at its own
-    // place, too.
+    // Mounting it at another place: it is mounted there once, and also at its own place.
     world.ok(&["mount", "box", text(&at)]);
     assert_eq!(fs::read_to_string(at.join("more")).unwrap(), "more\n");
     let table = mount_table();
@@ -133,7 +131,7 @@ fn a_dead_mount_is_mounted_anew_where_it_was() {
 }
 
 #[test]
-fn a_dead_mount_is_told_and_taken_away() {
+fn a_dead_mount_is_reported_and_removed() {
     let Some(world) = world() else { return };
     let place = dead(&world, "box");
     let listed = world.json(&["ls", "--json"]);
@@ -148,7 +146,7 @@ fn a_dead_mount_is_told_and_taken_away() {
     assert_eq!(world.ok(&["diff", "box"]), "C /etc\nD /etc/top\nA /kept");
     let said = world.fails(1, &["rm", "box"]);
     assert!(said.contains("a process that has ended"), "{said}");
-    // Nobody can do anything in it, so nobody keeps it.
+    // No process can do anything in it, so none keeps it busy.
     let at = world.scratch.dir("at");
     let again = world.mounted("box");
     world.ok(&["mount", "box", text(&at)]);
@@ -171,14 +169,14 @@ fn a_dead_mount_is_told_and_taken_away() {
 }
 
 #[test]
-fn what_a_dead_mount_had_answered_is_committed_and_copied() {
+fn writes_that_a_dead_mount_had_answered_are_committed_and_copied() {
     let Some(world) = world() else { return };
     let place = dead(&world, "box");
     world.ok(&["commit", "box", "mine:1"]);
     let out = world.scratch.join("out");
     world.ok(&["cp", "box:/kept", text(&out)]);
     assert_eq!(fs::read_to_string(&out).unwrap(), "kept\n");
-    // A copy needs a mount and leaves the container as it was meant to be.
+    // A copy needs a mount, and leaves the container in its intended state.
     assert_eq!(fs::read_to_string(place.join("kept")).unwrap(), "kept\n");
     world.ok(&["create", "--name", "next", "mine:1"]);
     let next = world.mounted("next");
@@ -189,7 +187,7 @@ fn what_a_dead_mount_had_answered_is_committed_and_copied() {
 }
 
 #[test]
-fn a_dead_view_of_an_image_is_mounted_anew() {
+fn a_dead_image_mount_is_mounted_again() {
     let Some(world) = world() else { return };
     let at = world.scratch.dir("at");
     let mount = || world.ok(&["mount", "--image", "small:1", "--at", text(&at)]);

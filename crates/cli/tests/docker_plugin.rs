@@ -1,7 +1,6 @@
-//! Docker's daemon on the plugin, and the same steps on its own overlay2: what users see must be
-//! the same.
+//! Docker's daemon on the plugin, and the same steps on its own overlay2: users must see the same.
 //!
-//! The daemon is Debian's 20.10. Plugins are killed and started anew while containers run.
+//! The daemon is Debian's 20.10. Plugins are killed and restarted while containers run.
 
 use std::fs;
 use std::path::Path;
@@ -59,7 +58,7 @@ struct Seen {
     image_size: String,
 }
 
-/// Takes the steps and calls `between` between them.
+/// Performs the steps and calls `between` between them.
 fn steps(
     home: &Home,
     daemon: &Dockerd,
@@ -93,7 +92,7 @@ fn steps(
     }
     assert!(said.contains("ready"), "{said}");
     between();
-    // The container has gone on meanwhile.
+    // The container has kept running.
     docker(&[
         "exec",
         "box",
@@ -170,8 +169,7 @@ fn steps(
     let layers = layers_of(IMAGE);
     let built_layers = layers_of("built").len();
     let image_size = docker(&["image", "inspect", "--format", "{{.Size}}", IMAGE]);
-    // What was loaded comes out again with the same layers: the daemon checks every digest on the
-    // way.
+    // A loaded image is saved with the same layers: the daemon checks every digest.
     let saved = home.join("saved.tar");
     docker(&[
         "save",
@@ -203,7 +201,7 @@ fn steps(
     (seen, exported, committed)
 }
 
-/// Calls `export` with the path of a tar to be written, and returns its tree.
+/// Calls `export` with the path of a tar to write, and returns the tar's tree.
 fn unpacked(home: &Home, export: impl FnOnce(&str)) -> Tree {
     let tar = home.join("export.tar");
     export(tar.to_str().unwrap());
@@ -232,7 +230,7 @@ fn reference() -> (Seen, Tree, Tree) {
     steps(&home, &daemon, &archive, &mut || {})
 }
 
-/// The usual way of mounting is tried always, the others where there is time.
+/// The default way of mounting is always tested, the others only in the slow tier.
 fn only_in_the_slow_tier() -> bool {
     let slow = std::env::var_os("VELLUM_SLOW").is_some();
     if !slow {
@@ -280,12 +278,12 @@ fn compare(arguments: &[&str]) {
 }
 
 #[test]
-fn dockerd_on_the_plugin_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_matches_its_overlay2() {
     compare(&["--engine", "kernel"]);
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_vellums_engine_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_vellums_engine_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }
@@ -293,7 +291,7 @@ fn dockerd_on_the_plugin_with_vellums_engine_gives_what_its_overlay2_gives() {
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_the_overlay_driver_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_the_overlay_driver_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }
@@ -301,7 +299,7 @@ fn dockerd_on_the_plugin_with_the_overlay_driver_gives_what_its_overlay2_gives()
 }
 
 #[test]
-fn dockerd_on_the_plugin_with_the_native_driver_gives_what_its_overlay2_gives() {
+fn dockerd_on_the_plugin_with_the_native_driver_matches_its_overlay2() {
     if only_in_the_slow_tier() {
         return;
     }
@@ -323,7 +321,7 @@ fn a_daemon_that_remaps_users_is_refused_with_the_reason() {
     let at = home.dir("remapped").unwrap();
     fs::write(at.join("ids"), "nobody:200000:65536\n").unwrap();
     fs::write(at.join("daemon.json"), "{}").unwrap();
-    // In a mount namespace of its own, so that the machine's users keep what they have.
+    // In its own mount namespace, so that the machine's user database stays unchanged.
     let script = "mount --bind $0/ids /etc/subuid && mount --bind $0/ids /etc/subgid && exec \
         timeout 120 dockerd --experimental --storage-driver $1 --userns-remap nobody:nogroup --data-root $0/data \
         --exec-root $0/exec --pidfile $0/pid --host unix://$0/sock --config-file $0/daemon.json \
@@ -337,7 +335,7 @@ fn a_daemon_that_remaps_users_is_refused_with_the_reason() {
         said.contains("userns-remap") && said.contains("use its own overlay2 driver"),
         "{said}"
     );
-    // Nothing is left that a daemon without remapping would stumble over.
+    // Nothing is left that would disturb a daemon without remapping.
     let daemon = Dockerd::start(
         &home,
         &["--experimental", "--storage-driver", plugin.name()],

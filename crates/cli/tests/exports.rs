@@ -55,7 +55,7 @@ fn podman_reads_exported_images_in_place() {
     ]
     .concat();
     assert_eq!(podman(&run), "version 2\ndeep\nfirst\nloop\n");
-    // Nothing was unpacked, and what stands on it is Podman's own.
+    // Nothing was unpacked, and the layers above are Podman's own.
     let own = podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
     let again = [
         &["run", "--rm"],
@@ -95,7 +95,7 @@ fn podman_reads_exported_images_in_place() {
         },
     );
 
-    // The layers stay while the export does, and an export takes the place of the one before.
+    // The layers stay as long as the export, and a new export replaces the previous one.
     vellum
         .run(&["rmi", "localhost/demo:1", "localhost/demo:back"])
         .unwrap();
@@ -110,7 +110,7 @@ fn podman_reads_exported_images_in_place() {
     vellum.run(&["gc"]).unwrap();
     assert!(vellum.run(&["check"]).is_ok());
 
-    // What is somebody else's stays.
+    // Foreign files stay.
     fs::create_dir_all(shared.join("overlay")).unwrap();
     assert!(
         vellum.run(&export).is_err() && vellum.run(&[&export[..], &["--remove"]].concat()).is_err()
@@ -149,7 +149,7 @@ fn read_by_podman(driver: &str, archive: &Path) {
     let store = format!("overlay.imagestore={}", shared.display());
     let options = ["--storage-opt", &store];
     let podman = |args: &[&str]| done_in_the_end(args, || call(&home, "reader", &options, args));
-    // What a layer took away is gone, although the trees below still have it.
+    // A file that a layer deleted is gone, although the trees below still have it.
     let script =
         "ls /odd /usr/share/doc; stat -c %s /srv/large.bin; echo new > /etc/new; rm /etc/group";
     let run = ["run", "--name", "box"];
@@ -194,7 +194,7 @@ fn read_by_podman(driver: &str, archive: &Path) {
 }
 
 #[test]
-fn a_plain_users_podman_reads_what_he_exports() {
+fn a_plain_users_podman_reads_the_users_exports() {
     if !available(&["podman", "runc", "busybox", "python3"]) {
         return;
     }
@@ -254,8 +254,8 @@ fn a_plain_users_podman_reads_what_he_exports() {
     podman(&["rm", "--all", "--force"]);
     podman(&["rmi", "--force", "localhost/mine:1"]);
 
-    // Devices are records in his store: that image is refused by name, and the export stays what it
-    // was.
+    // Devices are records in a plain user's store: that image is refused by name, and the export
+    // stays as it was.
     ok(&[
         "load",
         "--quiet",
@@ -285,7 +285,7 @@ fn a_plain_users_podman_reads_what_he_exports() {
     assert!(!shared.exists());
 }
 
-/// Ends the process that keeps the user's namespaces, also after a failure.
+/// Ends the process that keeps the user's namespaces, even after a failure.
 struct Holder<'a>(&'a PlainUser);
 
 impl Drop for Holder<'_> {
@@ -296,8 +296,8 @@ impl Drop for Holder<'_> {
     }
 }
 
-/// The names of the images in an export, after everything there has been looked at: records, links,
-/// layers below, tar-splits.
+/// Checks everything in an export (records, links, layers below, tar-splits), and returns the names
+/// of its images.
 #[track_caller]
 fn whole(dir: &Path) -> BTreeSet<String> {
     let json = |path: &str| -> Value {
@@ -395,13 +395,13 @@ fn an_export_killed_anywhere_is_the_old_one_or_the_new_one() {
             let found = whole(&dir);
             assert!(found == old || found == new, "{calls} {n}: {found:?}");
             went_through += u32::from(found == new);
-            // What it left is no hindrance, and goes.
+            // What it left doesn't get in the way, and is removed.
             world.ok(&[&export[..], &["small:1"]].concat());
             assert_eq!(whole(&dir), old, "{calls} {n}");
             n = n * 2 + 1;
         }
         assert_eq!(whole(&dir), new, "{calls}");
-        // A removal has taken it away or not; the next one does.
+        // A removal has removed it or not; the next one does.
         let mut n = 1;
         let remove = [&export[..], &["--remove"]].concat();
         while killed(&remove, calls, n) {
@@ -420,7 +420,7 @@ fn an_export_killed_anywhere_is_the_old_one_or_the_new_one() {
         "only {hits} kills: the test is not what it is meant to be"
     );
     assert!(went_through > 0, "none was killed after it was published");
-    // No lease is left that keeps layers: nothing stays once the images go.
+    // No lease is left that keeps layers: nothing stays after the images are removed.
     world.ok(&["rmi", "small:1", "second:1"]);
     world.ok(&["gc"]);
     let left: Vec<_> = fs::read_dir(world.root().join("overlay2"))

@@ -2,7 +2,7 @@
 //! disks turned read-only.
 //!
 //! Each command runs on a disk that was filled to the last block just before, so that what one
-//! removal frees does not help the next. No command ends by a signal, and everything can be
+//! removal frees does not help the next. No command is killed by a signal, and everything can be
 //! removed; on a read-only disk everything can be read.
 
 mod support;
@@ -20,11 +20,11 @@ use vellum_testkit::{clients::run, untested};
 enum Lack {
     Bytes,
     Inodes,
-    /// The file system has room, and a quota says no (EDQUOT).
+    /// The file system has space, but a quota refuses it (EDQUOT).
     Quota,
 }
 
-/// A file system, how it is made, and what runs out on it.
+/// A file system, how it is created, and what runs out on it.
 const DISKS: [(&str, &[&str], u64, Lack); 8] = [
     (
         "ext4",
@@ -61,7 +61,7 @@ struct Disk {
     world: World,
     /// Where it is mounted.
     disk: PathBuf,
-    /// The directory that is filled: a subvolume where a quota is what runs out.
+    /// The directory that is filled: a subvolume if a quota runs out.
     top: PathBuf,
     lack: Lack,
     filled: u32,
@@ -69,7 +69,7 @@ struct Disk {
 }
 
 impl Disk {
-    /// `None`, and said to be untested, where it can't be made.
+    /// `None`, and recorded as untested, if it can't be created.
     fn new(kind: &str, options: &[&str], size_mib: u64, lack: Lack) -> Option<Self> {
         let world = World::new()?;
         let name = format!("{kind} {} ({lack:?})", options.join(" "));
@@ -129,7 +129,7 @@ impl Disk {
         said.out
     }
 
-    /// A store with images, containers and volumes to be removed, and something for gc.
+    /// A store with images, containers and volumes to remove, and something for gc.
     fn furnish(&self) {
         let archive = small(&self.world.scratch);
         self.ok(&["load", "-i", archive.to_str().unwrap()]);
@@ -149,7 +149,7 @@ impl Disk {
             .collect()
     }
 
-    /// Fills the disk until nothing more fits, also what the last removal freed.
+    /// Fills the disk until nothing more fits, including what the last removal freed.
     fn fill(&mut self) {
         let dir = self.top.join("filling");
         fs::create_dir_all(&dir).unwrap();
@@ -160,7 +160,7 @@ impl Disk {
                 let path = dir.join(self.filled.to_string());
                 let filled = fs::File::create(&path).and_then(|mut file| {
                     file.write_all(&vec![self.filled as u8; size])?;
-                    // Most file systems say only then that there is no room.
+                    // Most file systems report only then that there is no space.
                     if size > 1 << 12 || self.lack == Lack::Quota {
                         file.sync_all()
                     } else {
@@ -178,12 +178,12 @@ impl Disk {
         }
     }
 
-    /// Runs a command on the full disk. It may fail, and must not die.
+    /// Runs a command on the full disk. It may fail, but must not crash.
     #[track_caller]
     ///
-    /// At a quota of btrfs each change asks for some hundred KiB that it doesn't use, so that there
-    /// the reserve serves one removal: that one's room serves the next, unless others have taken it
-    /// meanwhile, as this test does elsewhere.
+    /// With a btrfs quota each change reserves some hundred KiB that it doesn't use, so there the
+    /// store's reserve is enough for one removal. The space that it frees serves the next, unless
+    /// it has been filled again, as this test does on other file systems.
     fn full(&mut self, args: &[&str]) -> Said {
         if self.lack != Lack::Quota || self.filled == 0 {
             self.fill();
@@ -235,7 +235,7 @@ fn on_a_full_disk_everything_can_be_removed_and_nothing_dies() {
         disk.full_ok(&["gc"]);
         disk.full_ok(&["check"]);
         tried += 1;
-        // With room again all is as it should be.
+        // With free space, all is well again.
         fs::remove_dir_all(disk.top.join("filling")).unwrap();
         disk.ok(&["gc"]);
         disk.ok(&["check", "--deep"]);
@@ -253,7 +253,7 @@ fn a_lost_database_is_rebuilt_on_a_full_disk() {
         disk.furnish();
         let containers = disk.names();
         let images = disk.ok(&["images", "--json"]);
-        // Bad bytes, not fewer: nothing is freed.
+        // Overwritten, not truncated: nothing is freed.
         let database = disk.root().join("vellum.db");
         let length = fs::metadata(&database).unwrap().len();
         fs::write(&database, vec![0xa5; length as usize]).unwrap();

@@ -18,7 +18,7 @@ struct World {
 }
 
 impl World {
-    /// `None`, and recorded as untested, without root.
+    /// `None`, and recorded as untested, if not run as root.
     fn new() -> Option<World> {
         if !needs_root("images with devices and owners") {
             return None;
@@ -29,7 +29,7 @@ impl World {
         })
     }
 
-    /// A `vellum` command on the store called `store`, in an environment of its own.
+    /// A `vellum` command on the store called `store`, in its own environment.
     fn command(&self, store: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vellum"));
         command.args(self.place(store)).args(arguments);
@@ -116,7 +116,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// What the layers of a docker-archive hash to.
+/// The digests of the layers of a docker-archive.
 fn layers(path: &Path) -> String {
     let script = r#"
 import hashlib, json, sys, tarfile
@@ -156,7 +156,7 @@ fn archives_pass_through_pipes() {
     said(save.output().unwrap());
     assert_eq!(layers(&saved), layers(&archive));
 
-    // Whoever reads only the beginning is no failure.
+    // A reader that stops early is not a failure.
     let mut save = world.command("store", &["save", SMALL]);
     let mut child = save
         .stdout(Stdio::piped())
@@ -173,7 +173,7 @@ fn archives_pass_through_pipes() {
 }
 
 #[test]
-fn what_is_no_image_is_said_plainly() {
+fn input_that_is_not_an_image_is_refused_plainly() {
     let Some(world) = World::new() else { return };
     let file = world.scratch.file("file", "no archive at all");
     assert!(
@@ -238,7 +238,8 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
             hits += 1;
             let images = world.ok(&store, &["images", "--ids"]);
             assert!(images.lines().count() <= 1, "{calls} {n}");
-            // An image's record beside the database is written last; it is derived, and healed.
+            // An image's record next to the database is written last; it is derived data, and is
+            // repaired.
             world.ok(&store, &["check", "--heal"]);
             world.ok(&store, &["check"]);
             world.ok(&store, &["load", text(&archive)]);
@@ -258,7 +259,7 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_the_store_usable() {
+fn a_full_disk_is_reported_and_leaves_the_store_usable() {
     let Some(world) = World::new() else { return };
     if !fault::available() {
         return;
@@ -287,12 +288,12 @@ fn a_full_disk_is_told_and_leaves_the_store_usable() {
                 continue;
             }
             assert!(outcome.hit, "{calls} {n}: {}", outcome.stderr);
-            // All or nothing: it may have been the answer that found no room any more.
+            // All or nothing: perhaps only the output found no space.
             assert!(
                 world.ok(&store, &["images", "--ids"]).lines().count() <= 1,
                 "{calls} {n}"
             );
-            // Where every write fails, nothing can be said either.
+            // If every write fails, the error can't be printed either.
             let told = outcome.stderr.contains("No space left") && outcome.stderr.contains("hint:");
             assert!(*calls == "write" || told, "{calls} {n}: {}", outcome.stderr);
             world.ok(&store, &["gc"]);
@@ -305,7 +306,7 @@ fn a_full_disk_is_told_and_leaves_the_store_usable() {
 #[test]
 fn ctrl_c_in_a_pull_ends_it_at_once_and_leaves_nothing() {
     let Some(world) = World::new() else { return };
-    // A registry that answers the first question and then falls silent.
+    // A registry that answers the first request and then stops answering.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let (asked, is_asked) = std::sync::mpsc::channel();
@@ -333,7 +334,7 @@ fn ctrl_c_in_a_pull_ends_it_at_once_and_leaves_nothing() {
     is_asked.recv_timeout(Duration::from_secs(60)).unwrap();
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    // The registry never says a word more: without the signal this would not end.
+    // The registry never answers again: without the signal the command would not end.
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     assert_eq!(world.ok("store", &["images", "--ids"]), "");
@@ -462,8 +463,8 @@ fn a_pull_over_a_bad_line_ends_well() {
     assert_eq!(id("first"), id("second"));
 }
 
-/// A commit must not wait for what could have been on its way for long: big files are sent to disk
-/// while the layer is still being read. The request may be refused; only the sync at the end
+/// A commit must not wait for data that could have been written earlier: big files are sent to disk
+/// while the layer is still being read. The kernel may ignore the request; only the sync at the end
 /// counts.
 #[test]
 fn a_layer_goes_to_disk_while_it_is_read() {
@@ -493,7 +494,7 @@ fn a_layer_goes_to_disk_while_it_is_read() {
     };
     let calls = import(&tree, "store", &[]);
     assert!(begun(&calls) >= 8, "{calls}");
-    // Small files go the same way, as far as the thread that sends them keeps up.
+    // Small files are sent the same way, as far as the sending thread keeps up.
     let small = world.scratch.dir("small");
     for n in 0..600 {
         std::fs::write(small.join(format!("{n}")), vec![b'x'; 16 << 10]).unwrap();

@@ -1,5 +1,5 @@
-//! Layers that change something in a directory without listing the directory: it looks as in the
-//! layers below, whatever the driver, after loading and in containers.
+//! Layers that change something in a directory without listing the directory: the directory looks
+//! as in the layers below, with every driver, after loading and in containers.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -9,8 +9,7 @@ use std::process::{Command, Stdio};
 use vellum_sys::mount;
 use vellum_testkit::{Scratch, needs_root};
 
-/// What GNU tar makes of `names` in `dir`: exactly these, without their parents and what is in
-/// them.
+/// Returns a tar by GNU tar of exactly `names` in `dir`, without their parents and contents.
 fn tar(dir: &Path, names: &[&str]) -> Vec<u8> {
     let mut command = Command::new("tar");
     command.args([

@@ -1,6 +1,6 @@
 //! Podman and Buildah in a container, on nothing but the container's own file system, as most
-//! builds in CI run: what they build with Vellum as their mount program is what the kernel's
-//! overlay gives them on a disk.
+//! builds in CI run: with Vellum as the mount program they build the same as with the kernel's
+//! overlay on a disk.
 
 mod support;
 
@@ -15,8 +15,7 @@ use vellum_testkit::{needs_root, untested};
 
 const SCENARIO: &str = include_str!("support/nested_scenario.sh");
 
-/// What makes a root directory of a container into one whose programs are this machine's, and a
-/// user in it.
+/// A script that gives a container's root directory this machine's programs and a user.
 ///
 /// A container without CAP_SYS_ADMIN needs `newuidmap` with file capabilities: set-user-id root is
 /// not the owner of the user's namespace.
@@ -30,7 +29,7 @@ const ROOT: &str = r#"
     echo 'user:100000:65536' > root/etc/subuid; cp root/etc/subuid root/etc/subgid; chown 2345:2345 root/home/user
     tar -C root -cf root.tar .; rm -r root"#;
 
-/// Who builds in the container, as the command before the script.
+/// The user who builds in the container, as the command before the script.
 #[derive(Debug, Clone, Copy)]
 enum Inside {
     Root,
@@ -51,7 +50,7 @@ impl Inside {
     }
 }
 
-/// A container's privileges, as arguments that Podman and Docker understand alike.
+/// A container's privileges, as arguments that both Podman and Docker accept.
 const PRIVILEGED: &[&str] = &["--privileged"];
 const SYS_ADMIN: &[&str] = &[
     "--cap-add",
@@ -70,7 +69,7 @@ const PLAIN: &[&str] = &[
 
 struct World {
     home: Home,
-    /// What the kernel's overlay gives on this machine's disk.
+    /// The report from the kernel's overlay on this machine's disk.
     judge: String,
 }
 
@@ -123,7 +122,7 @@ impl World {
     fn run(&self, privileges: &[&str]) -> Vec<String> {
         let at = |name: &str| self.home.join(name).display().to_string();
         let fuse = match privileges == PRIVILEGED {
-            // It has all of the machine's devices, as they are.
+            // It has all devices of the machine, unchanged.
             true => ["-v".to_owned(), format!("{}:/dev/fuse", at("fuse"))],
             false => ["--device".to_owned(), format!("{}:/dev/fuse", at("fuse"))],
         };
@@ -154,7 +153,7 @@ impl World {
         );
     }
 
-    /// In a container of Podman's; `outer` are options of its store.
+    /// Runs in a container of Podman; `outer` are options of its store.
     fn in_podman(&self, outer: &[&str], privileges: &[&str], inside: Inside) {
         let store = if outer.is_empty() { "outer" } else { "vellums" };
         if !self.home.join(store).exists() {
@@ -193,7 +192,7 @@ fn podman_in_a_podman_container_builds_on_its_own_file_system() {
     world.in_podman(&[], PRIVILEGED, Inside::User);
     world.in_podman(&[], PLAIN, Inside::Root);
     world.in_podman(&[], PLAIN, Inside::User);
-    // The outer container is on a union of Vellum's, too.
+    // The outer container is on a Vellum union, too.
     let program = world.home.join("fuse-overlayfs");
     fs::copy(VELLUM, &program).unwrap();
     let program = format!("overlay.mount_program={}", program.display());

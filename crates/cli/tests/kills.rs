@@ -1,5 +1,5 @@
-//! Commands on containers killed at their system calls: nothing is ever half there, and the next
-//! command goes on.
+//! Commands on containers killed at their system calls: nothing is ever half done, and the next
+//! command works.
 
 mod support;
 
@@ -13,10 +13,9 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Kills `args` at the first call of each kind, the third, the seventh and so on; `after` looks at
-/// what is left.
+/// Kills `args` at the first, third, seventh, ... call of each kind; `after` checks what is left.
 ///
-/// `before` makes what the command works on, and returns its name. Returns how many runs were
+/// `before` creates what the command works on, and returns its name. Returns how many runs were
 /// killed.
 fn killed(
     world: &World,
@@ -47,7 +46,7 @@ fn killed(
             } else {
                 assert!(run.status.success(), "{calls} {n}: {}", run.stderr);
             }
-            // Whatever is left goes, and all is well.
+            // gc removes what is left, and the check finds nothing.
             let _ = world.run(&["rm", "--force", &name]);
             world.ok(&["gc"]);
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Layers made of layers, and looked at without a mount.
+//! Layers created from layers, and inspected without a mount.
 
 mod support;
 
@@ -60,7 +60,7 @@ fn layers_are_squashed_converted_and_merged_into_what_they_showed() {
     )
     .assert_same(&expect, ALL);
 
-    // Back and forth between dialects nothing is lost.
+    // Converting between dialects and back loses nothing.
     ok(&[
         "layer",
         "convert",
@@ -79,7 +79,7 @@ fn layers_are_squashed_converted_and_merged_into_what_they_showed() {
     )
     .assert_same(&expect, ALL);
 
-    // What points out of the layers that are given is named, and nothing is left behind.
+    // A reference out of the given layers is reported by name, and nothing is left behind.
     let done = world.vellum(&["layer", "squash", &upper, &top, "--output", &at("half")]);
     assert_eq!(done.code, 1);
     assert!(
@@ -142,7 +142,7 @@ fn layers_are_looked_at_without_a_mount() {
         "{why}"
     );
     assert!(
-        why.contains("a file, hidden by layer 1 (not asked)"),
+        why.contains("a file, hidden by layer 1 (has no effect)"),
         "{why}"
     );
     let why = ok(&["explain", "-o", &options, "/dir/inner"]);
@@ -179,7 +179,7 @@ fn whatever_the_kernel_made_is_squashed_and_converted_to_the_same() {
         };
         change(&mut rng, &[&base], &middle, &dir("work-of-middle"));
         let mut expect = change(&mut rng, &[&middle, &base], &upper, &work);
-        // A layer holds no sockets, and links of one inode that lie in several layers are several
+        // A layer can't hold sockets, and links of one inode in several layers become several
         // files.
         expect.entries.retain(|_, entry| entry.kind != Kind::Socket);
         let ignore = Ignore {

@@ -1,4 +1,4 @@
-//! The slow tier: the node's installer and the units under a systemd that runs, with Debian's
+//! The slow tier: the node's installer and the units under a running systemd, with Debian's
 //! containerd and Docker. `make test-slow` runs it. What happens inside is in
 //! `support/systemd_scenario.sh`.
 

@@ -1,8 +1,8 @@
-//! Commands that meet: one reads what another one is changing or removing at that moment.
+//! Concurrent commands: one reads what another one is changing or removing at that moment.
 //!
-//! Every reading command is run beside every changing one, again and again. Whatever the moment,
-//! the reader either gives its answer or says that the thing is not there; it never speaks of
-//! damage, and a listing never fails for one that vanished.
+//! Every reading command runs concurrently with every changing one, again and again. The reader
+//! either answers or says that the thing is not there. It never reports damage, and a listing never
+//! fails because an entry vanished.
 
 mod support;
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use support::{Said, World, small};
 
-/// What a command may say when the thing it was asked for went meanwhile, or is not there yet.
+/// What a command may say if its object was just removed, or is not there yet.
 const NOT_THERE: [&str; 4] = [
     "there is no container",
     "there is no image",
@@ -22,7 +22,7 @@ const NOT_THERE: [&str; 4] = [
     "the name `",
 ];
 
-/// Words of damage, or of a record that the user never heard of.
+/// Words that report damage, or a record that users don't know.
 const FALSE_ALARMS: [&str; 12] = [
     "damaged",
     "is missing",
@@ -38,7 +38,7 @@ const FALSE_ALARMS: [&str; 12] = [
     "can't be determined",
 ];
 
-/// Those that list everything: they never fail.
+/// Commands that list everything. They never fail.
 const LISTINGS: [&str; 8] = [
     "ls",
     "ls --size",
@@ -66,8 +66,7 @@ fn judge(reader: &[&str], changer: &str, said: &Said) -> Result<(), String> {
     }
 }
 
-/// The changing commands, each a round that leaves the world as it found it, more or less: what it
-/// takes away it brings back.
+/// The changing commands. Each is a round that restores what it removes.
 fn changers(archive: &Path) -> Vec<(&'static str, Vec<Vec<String>>)> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let load = format!("load --input {}", archive.display());
@@ -123,7 +122,7 @@ fn changers(archive: &Path) -> Vec<(&'static str, Vec<Vec<String>>)> {
 }
 
 #[test]
-fn commands_that_meet_never_speak_of_damage() {
+fn concurrent_commands_never_report_damage() {
     let Some(world) = World::new() else { return };
     let archive = small(&world.scratch);
     world.ok(&["load", "--input", archive.to_str().unwrap()]);
@@ -168,7 +167,8 @@ fn commands_that_meet_never_speak_of_damage() {
                     while !stop.load(Ordering::Relaxed) {
                         for args in &round {
                             let args: Vec<&str> = args.iter().map(String::as_str).collect();
-                            // It meets the reader, too: what it says is judged when it reads.
+                            // It runs concurrently with the reader; only reading commands are
+                            // judged.
                             world.run(&args);
                         }
                     }

@@ -1,5 +1,5 @@
 //! The slow tier: container tools of Debian's next release (dockerd 28 with containerd's image
-//! store, podman 5), in a root file system of their own. `make test-slow` runs it.
+//! store, podman 5), in their own root file system. `make test-slow` runs it.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,8 @@ use vellum_testkit::clients::{Home, Vellum, available, run, small_image};
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::untested;
 
-/// What happens inside: both tools load what Vellum saved and run it, and docker saves it again.
+/// The script that runs inside: both tools load what Vellum saved and run it, and docker saves it
+/// again.
 const INSIDE: &str = r#"
 mkdir -p /exchange/docker /run/docker-test
 echo '{"features":{"containerd-snapshotter":true}}' > /exchange/docker/daemon.json

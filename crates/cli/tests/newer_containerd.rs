@@ -1,5 +1,5 @@
-//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in a
-//! root file system of their own. `make test-slow` runs it. What happens inside is in
+//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in
+//! their own root file system. `make test-slow` runs it. The scripts that run inside are
 //! `support/*.sh`.
 
 use std::path::Path;
@@ -69,7 +69,7 @@ fn containerd_2_works_with_snapshotter_and_differ() {
 }
 
 #[test]
-fn either_side_of_containerd_2_killed_amid_pulls_loses_and_leaks_nothing() {
+fn killing_either_side_of_containerd_2_amid_pulls_loses_and_leaks_nothing() {
     scenario(
         "kills",
         include_str!("support/containerd_2_crashes.sh"),
@@ -100,7 +100,7 @@ fn docker_28_keeps_its_images_in_vellum() {
 }
 
 #[test]
-fn containers_of_containerd_2_have_ids_of_their_own() {
+fn containers_of_containerd_2_have_their_own_ids() {
     let said = "/ 0:0 /app/version 1000:1000 /odd/far-owner 3000000:4000000 \
                 /fresh 0:0 /app/version 1000:1000 /made 1000:7 0 100000 6000000";
     let ways = [
@@ -120,7 +120,7 @@ fn containers_of_containerd_2_have_ids_of_their_own() {
 }
 
 #[test]
-fn the_changes_of_a_container_that_runs_are_the_same_whoever_mounts_and_maps() {
+fn a_running_containers_changes_are_the_same_however_it_is_mounted_and_mapped() {
     scenario(
         "diff2",
         include_str!("support/containerd_2_diff_scenario.sh"),

@@ -1,7 +1,7 @@
-//! The slow tier: the kubelet's interface of containerd 2, in a root file system of its own,
-//! configured by `vellum node install`. `make test-slow` runs it.
+//! The slow tier: the kubelet's interface of containerd 2, in its own root file system, configured
+//! by `vellum node install`. `make test-slow` runs it.
 //!
-//! The client is outside (`support/cri.rs`), the daemons are inside; sockets lie in the directory
+//! The client is outside (`support/cri.rs`), the daemons are inside; the sockets are in a directory
 //! that both see.
 
 #[path = "support/cri.rs"]
@@ -13,7 +13,7 @@ use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod, pod_with_ids, volum
 use vellum_testkit::clients::{Home, Newer, Registry, available, small_image};
 use vellum_testkit::untested;
 
-/// After containerd_2.sh: what the kubelet's part needs besides.
+/// Runs after containerd_2.sh: what the kubelet needs in addition.
 const PRELUDE: &str = r#"
 run=$dir/run
 # mount.fuse3 finds the engine there.
@@ -40,8 +40,8 @@ struct Node {
 
 impl Node {
     /// Installs Vellum on a node whose containerd has its own default configuration, and starts
-    /// both with the two images there. With `remap_ids` both are told that ids are mapped by the
-    /// kernel; `vellum_flags` go before the verb.
+    /// both with the two images there. With `remap_ids` both are configured to let the kernel map
+    /// ids; `vellum_flags` go before the verb.
     fn start(name: &str, vellum_flags: &str, remap_ids: bool) -> Option<Self> {
         if std::env::var_os("VELLUM_SLOW").is_none() {
             untested(name, "only in the slow tier: make test-slow");
@@ -107,8 +107,8 @@ fn with_capability(config: &str) -> String {
     document.to_string()
 }
 
-/// containerd's default configuration with its places moved into `dir`, and without what a test
-/// can't have.
+/// containerd's default configuration with its paths moved into `dir`, and without what tests can't
+/// use.
 fn of_the_test(default: &str, dir: &str) -> String {
     let mut config = default.to_owned();
     let changes = [
@@ -166,8 +166,7 @@ impl Node {
             self.kubelet.remove_image(image);
             assert!(self.kubelet.image(image).is_none());
         }
-        // Whatever is collected is collected by the next garbage collection that containerd sees
-        // reason for.
+        // Garbage goes at the next collection for which containerd sees a reason.
         self.inside(
             r#"
             nothing_left() {
@@ -195,11 +194,11 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
 }
 
 #[test]
-fn pods_of_containerd_2_run_on_vellum_s_engine() {
+fn pods_of_containerd_2_run_on_vellums_engine() {
     pods_run("crie", "--engine vellum", "fuse.vellum");
 }
 
-/// The life of a pod whose containers' trees are of the type `mounted`.
+/// Tests the life of a pod whose containers' trees have the mount type `mounted`.
 fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
     let Some(mut node) = Node::start(name, vellum_flags, false) else {
         return;
@@ -238,7 +237,7 @@ fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
     );
     node.inside("wait_for grep -q 'stdout F begun' /exchange/logs/first.log");
 
-    // What it wrote, and what images take, is counted; where, is the store that the kubelet
+    // What it wrote and what images take is counted, and the path is the store that the kubelet
     // watches.
     let (bytes, inodes) = node.kubelet.written(&first, 3_000_000);
     assert!(
@@ -257,7 +256,7 @@ fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
         "{used:?}"
     );
 
-    // Either daemon is exchanged under a running pod.
+    // Either daemon is replaced while a pod runs.
     node.inside("crash $vellum_pid");
     assert_eq!(shell(&node, "cat /app/version"), "mine\n");
     node.inside("start_vellum");
@@ -283,14 +282,14 @@ fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
     node.leave_nothing();
 }
 
-/// Pods with ids of their own, which are mapped by `kernel` or by containerd's copies.
+/// Tests pods with their own ids, mapped by the kernel (`kernel`) or by containerd's copies.
 fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
     let Some(mut node) = Node::start(name, "", by_the_kernel) else {
         return;
     };
     let image = node.image.clone();
     node.kubelet.pull(&image);
-    // As many as the image's odd owners need.
+    // As many as the image's unusual owners need.
     let config = pod_with_ids("own", 100_000, 6_000_000);
     let begun = node.kubelet.begin_pod(&config);
     let first = node.kubelet.begin(&begun, &config, "first", &image, WAIT);
@@ -311,11 +310,11 @@ fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
     let mounted = shell(&node, "grep ' / ' /proc/mounts");
     let mapped = mounted.contains("ovl-idmapped");
     assert_eq!(mapped, by_the_kernel, "{mounted}");
-    // To the node they are the host's.
+    // On the node they are the host's ids.
     let host = node.inside(r#"find "$dir/v/overlay2" -name fresh -printf '%U:%G\n'; find "$dir/v/overlay2" -name made -printf '%U:%G\n'"#);
     assert_eq!(host, "100000:100000\n101000:100007");
 
-    // The server is exchanged: who maps stays, and another container comes to the same image.
+    // The server is replaced: the mapper stays the same, and another container uses the same image.
     node.inside("crash $vellum_pid; start_vellum");
     let second = node.kubelet.begin(&begun, &config, "second", &image, WAIT);
     assert_eq!(
@@ -339,12 +338,12 @@ fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
 }
 
 #[test]
-fn pods_with_ids_of_their_own_see_the_images_owners() {
+fn pods_with_their_own_ids_see_the_images_owners() {
     pods_have_ids_of_their_own("ids", false);
 }
 
 #[test]
-fn pods_with_ids_of_their_own_are_mapped_by_the_kernel_where_containerd_is_told() {
+fn the_kernel_maps_pods_with_their_own_ids_if_containerd_is_configured_so() {
     pods_have_ids_of_their_own("idk", true);
 }
 
@@ -363,7 +362,7 @@ fn a_pull_for_pods_of_containerd_2_adopts_what_vellum_loaded() {
     );
     let image = node.image.clone();
     node.kubelet.pull(&image);
-    // Every layer has a snapshot, which has nothing in it, and none was unpacked.
+    // Every layer has an empty snapshot, and none was unpacked.
     node.inside(
         r#"
         test "$(c -n k8s.io snapshots --snapshotter vellum ls | sed 1d | wc -l)" = "$layers"

@@ -26,7 +26,7 @@ fn a_mount_answers_when_the_command_returns() {
     fs::remove_file(merged.join("gone")).unwrap();
     world.unmount();
     assert_eq!(read(&world.at("upper/new")), "written\n");
-    // Who unmounts may mount again at once, though the first server is still writing.
+    // After an unmount, a new mount works at once, although the first server is still writing.
     for _ in 0..10 {
         world.mount("");
         world.scratch.unmount(&world.at("merged"));
@@ -125,12 +125,12 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     fs::write(merged.join("new"), "x").unwrap();
     let workers = || {
         let tasks = fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap();
-        // One that has ended by now is none.
+        // A server that has ended by now doesn't count.
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
         names.filter(|name| name == "vellum-worker\n").count()
     };
-    // The first of them answers before the last one has begun, and each takes its name itself.
+    // The first one answers before the last one has started, and each sets its name itself.
     let until = Instant::now() + Duration::from_secs(60);
     while workers() < 5 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
@@ -144,7 +144,7 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
 }
 
 #[test]
-fn with_debug_every_request_is_told_with_its_answer() {
+fn debug_logs_every_request_with_its_answer() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     let log = world.at("log");
@@ -171,9 +171,9 @@ fn with_debug_every_request_is_told_with_its_answer() {
     }
 }
 
-/// A process that is killed while it waits for an answer of its own never ends.
+/// A killed process never ends if it waits for an answer that it must give itself.
 #[test]
-fn who_serves_asks_his_own_mount_nothing() {
+fn a_server_never_accesses_its_own_mount() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     let mut serving = Command::new(VELLUM)
@@ -192,13 +192,13 @@ fn who_serves_asks_his_own_mount_nothing() {
         std::thread::sleep(Duration::from_millis(1));
     }
     world.scratch.adopt_mount(&merged);
-    // From the moment on that it shows, a signal is not lost and ends nothing by force.
+    // As soon as the mount is visible, a signal is not lost and doesn't kill the server abruptly.
     let pid = rustix::process::Pid::from_child(&serving);
     rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
     let mut told = BufReader::new(serving.stderr.take().unwrap()).lines();
     let counts = told
         .find_map(|line| Some(line.unwrap()).filter(|line| line.contains("errors=")))
-        .expect("the server tells what was asked");
+        .expect("the server reports its requests");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(!shows());
@@ -206,7 +206,7 @@ fn who_serves_asks_his_own_mount_nothing() {
 }
 
 #[test]
-fn whoever_serves_can_be_killed_at_any_moment() {
+fn the_server_can_be_killed_at_any_moment() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     for round in 0..40 {
@@ -230,7 +230,7 @@ fn whoever_serves_can_be_killed_at_any_moment() {
     }
 }
 
-/// How many WRITE requests one write(2) of 1 MiB took.
+/// Returns how many WRITE requests one write(2) of 1 MiB took.
 fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
     let world = World::new()?;
     let merged = world.at("merged");
@@ -241,7 +241,7 @@ fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It takes signals a moment after the mount can be seen.
+    // It handles signals a moment after the mount is visible.
     let status = format!("/proc/{}/status", serving.id());
     let takes_signals = || {
         let status = fs::read_to_string(&status).unwrap_or_default();
@@ -267,7 +267,7 @@ fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(fs::read(world.at("upper/new")).unwrap() == bytes);
-    let counts = counts.expect("the server tells what was asked");
+    let counts = counts.expect("the server reports its requests");
     let mut counts = counts.split_whitespace();
     let writes = counts.find_map(|count| count.strip_prefix("Write="));
     Some(writes.expect("something was written").parse().unwrap())
@@ -285,7 +285,8 @@ fn no_write_request_is_larger_than_max_write() {
     assert!(writes < 16, "{writes}");
 }
 
-/// Runs a script where the other names of the program are installed, for this script alone.
+/// Runs a script in an environment where the program's other names are installed, only for this
+/// script.
 fn with_names(world: &World, script: &str) -> Said {
     let names = world.scratch.dir("names");
     for name in ["mount.fuse.vellum", "fuse-overlayfs"] {
@@ -348,7 +349,7 @@ fn mount_8_and_fstab_know_the_type_fuse_vellum() {
 }
 
 #[test]
-fn mount_8_gives_a_mounted_union_other_flags() {
+fn mount_8_changes_the_flags_of_a_mounted_union() {
     let Some(world) = World::new() else { return };
     let options = world.options();
     let merged = world.at("merged").display().to_string();
@@ -359,7 +360,7 @@ fn mount_8_gives_a_mounted_union_other_flags() {
          mount -o remount,rw,noexec,nosuid {merged}; flags; touch merged/yes; merged/true && echo executed
          mount -o remount,exec,suid {merged}; flags; merged/true; umount {merged}"
     );
-    // What must fail is asked for: no `set -e` for those.
+    // Commands that must fail are checked by name, without `set -e`.
     let done = with_names(&world, &format!("set +e; {script}"));
     assert_eq!(done.code, 0, "{}", done.err);
     assert_eq!(done.out, "ro\nrw,nosuid,noexec\nrw\n", "{}", done.err);
@@ -432,7 +433,8 @@ fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
     let done = world.vellum(&["overlay", "-o", &options, place.to_str().unwrap()]);
     assert_eq!(done.code, 0, "{}", done.err);
     world.scratch.adopt_mount(&place);
-    // From outside, with an end: what asks a mount that waits for itself can't be killed.
+    // From outside and with a timeout: a process that accesses a mount that waits for itself can't
+    // be killed.
     let list = |what: &str| {
         let at = place.join(what);
         let done = said(
@@ -449,7 +451,7 @@ fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
     }
     world.scratch.unmount(&place);
 
-    // A plain user may not have such a view, and is told where the mount can't be.
+    // A plain user can't have such a view, and the error says where the mount can't be.
     let Some(user) = PlainUser::with_fuse(&world.scratch) else {
         return;
     };
@@ -463,10 +465,10 @@ fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
 }
 
 #[test]
-fn as_fuse_overlayfs_it_is_called_as_its_callers_do() {
+fn as_fuse_overlayfs_it_accepts_its_callers_arguments() {
     let Some(world) = World::new() else { return };
-    // containers/storage: relative layers, an empty option, options nobody knows; containerd,
-    // through mount.fuse3: with a source.
+    // containers/storage: relative layers, an empty option, unknown options; containerd, through
+    // mount.fuse3: with a source.
     for call in [
         "names/fuse-overlayfs -o lowerdir=top:base,upperdir=upper,workdir=work,,volatile,lazytime,shiny=1 merged",
         "names/fuse-overlayfs overlay merged -o lowerdir=top:base,upperdir=upper,workdir=work,rw,dev,suid",
@@ -541,7 +543,7 @@ fn a_partly_copied_file_is_settled_for_every_reader() {
     assert!(now == expect, "the kernel reads something else");
 }
 
-/// Its callers hand the upper to other programs: after the unmount everybody can read it.
+/// Its callers pass the upper to other programs, so after the unmount every program can read it.
 #[test]
 fn as_fuse_overlayfs_partly_copied_files_are_whole_after_the_unmount() {
     let Some(world) = World::new() else { return };
@@ -581,7 +583,7 @@ fn marks_of_strangers_are_not_followed() {
     let at = |below: &str| world.at(below).display().to_string();
     let lowers = format!("lowerdir={}:{}:{}", at("upper"), at("top"), at("base"));
     let merged = at("merged");
-    // Nobody said that an engine made the top one: it may be from an archive.
+    // Nothing says that an engine made the top one: it may be from an archive.
     let done = world.vellum(&["overlay", "-o", &lowers, &merged]);
     assert_eq!(done.code, 0, "{}", done.err);
     world.scratch.adopt_mount(&world.at("merged"));
@@ -596,8 +598,7 @@ fn marks_of_strangers_are_not_followed() {
     assert_eq!(read(&world.at("merged/moved/inner/file")), "deep\n");
 }
 
-/// Our engine's record stands beside the layer, so somebody who can write there could claim to be
-/// it.
+/// Our engine's record is next to the layer, so another user who can write there could forge it.
 #[test]
 fn a_strangers_record_of_a_layer_is_not_believed() {
     let Some(world) = World::new() else { return };
@@ -665,7 +666,7 @@ fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() 
         run.args(["--events-backend", "file", "--storage-opt"]);
         run.arg(format!("overlay.mount_program={}", program.display()));
         let mut done = said(run.args(args).output().unwrap());
-        // Podman's own clean-up behind an ended container may be at it.
+        // Podman's own clean-up after an ended container may still be running.
         for _ in 0..30 {
             if done.code == 0 || !args[0].starts_with("rm") {
                 break;
@@ -687,7 +688,7 @@ fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() 
     let run = |first: &[&str], last: &[&str]| podman(&[&["run"], first, &limits, last].concat());
     podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
     // For a mount program Podman unpacks whiteouts as .wh. files, which the kernel does not know:
-    // an image without any.
+    // so the image has none.
     let layered = podman(&["images", "--quiet"]).trim().to_owned();
     let flat = home.join("flat.tar").display().to_string();
     podman(&["create", "--name", "layered", &layered]);

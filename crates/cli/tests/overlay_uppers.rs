@@ -1,5 +1,5 @@
-//! Uppers that others began: an upper goes on in the dialect of its own marks, and whoever has it
-//! next sees what was done.
+//! Uppers written by other programs first: an upper keeps the dialect of its marks, and the next
+//! program sees all changes.
 
 mod support;
 
@@ -17,7 +17,7 @@ use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{Rng, Tree, untested};
 
-/// What two unions that were changed one after the other must have alike.
+/// The properties that must be equal in two unions that were changed one after the other.
 const LOOSELY: Ignore = Ignore {
     root: true,
     directory_mtimes: true,
@@ -25,11 +25,11 @@ const LOOSELY: Ignore = Ignore {
     ..ALL
 };
 
-/// What an upper is like before Vellum has it for the first time.
+/// The state of an upper before Vellum uses it for the first time.
 struct Begun {
     name: &'static str,
     make: fn(&World),
-    /// Whether names go on to be hidden by `.wh.` files.
+    /// Whether names are hidden by `.wh.` files.
     by_name: bool,
 }
 
@@ -169,7 +169,7 @@ const BEGUN: &[Begun] = &[
     },
 ];
 
-/// Mounts, and returns what the command said on standard error.
+/// Mounts, and returns the command's standard error.
 fn mount(world: &World) -> (PathBuf, String) {
     let merged = world.at("merged");
     let text = merged.to_str().unwrap();
@@ -184,7 +184,7 @@ fn explained(world: &World) -> Said {
 }
 
 #[test]
-fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
+fn an_upper_keeps_the_dialect_of_its_marks() {
     for begun in BEGUN {
         let Some(world) = World::new() else { return };
         let name = begun.name;
@@ -222,14 +222,14 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
         world.unmount();
         assert_eq!(world.at("upper/.wh.gone").exists(), begun.by_name, "{name}");
 
-        // The same again, and nothing is said twice.
+        // The same again, and no message is repeated.
         let (merged, told) = mount(&world);
         assert_eq!(told, "", "{name}");
         live.assert_same(&Tree::read(&merged).unwrap(), Ignore::default());
         world.unmount();
         assert!(explained(&world).out.ends_with(&line), "{name}");
 
-        // The kernel shows what is true, or refuses.
+        // The kernel shows the correct tree, or refuses.
         let target = world.scratch.dir("kernel");
         let overlay = Overlay {
             lowers: vec![world.at("top"), world.at("base")],
@@ -238,8 +238,8 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
         };
         let overlay = overlay.option("redirect_dir", "on").option("index", "on");
         let overlay = match name.contains("userxattr") {
-            // Its marks are in the other namespace, where root's Vellum neither reads nor writes
-            // any.
+            // Its marks are in the other xattr namespace, where Vellum as root neither reads nor
+            // writes any.
             true => continue,
             false => overlay,
         };
@@ -256,7 +256,7 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
 }
 
 #[test]
-fn an_upper_of_fuse_overlayfs_goes_on_with_its_marks() {
+fn an_upper_of_fuse_overlayfs_keeps_its_marks() {
     let Some(world) = World::new() else { return };
     if !available(&["fuse-overlayfs"]) {
         return;
@@ -277,7 +277,7 @@ fn an_upper_of_fuse_overlayfs_goes_on_with_its_marks() {
 }
 
 #[test]
-fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
+fn fuse_overlayfs_sees_what_is_below_our_upper() {
     let Some(world) = World::new() else { return };
     if !available(&["fuse-overlayfs"]) {
         return;
@@ -292,10 +292,10 @@ fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
     });
 }
 
-/// Three uppers, one after the other on those before, each with a work directory of another name
-/// beside it.
+/// Creates three uppers, each on the previous ones, with differently named work directories next to
+/// them.
 #[test]
-fn uppers_go_on_as_lower_layers_whatever_their_work_directories_are_called() {
+fn uppers_work_as_lower_layers_whatever_their_work_directories_are_called() {
     let Some(world) = World::new() else { return };
     let at = |below: &str| world.at(below).display().to_string();
     let merged = world.at("merged");
@@ -348,7 +348,7 @@ fn uppers_go_on_as_lower_layers_whatever_their_work_directories_are_called() {
     shown.assert_same(&Tree::read(&target).unwrap(), Ignore::default());
     world.scratch.unmount(&target);
 
-    // A neighbour that knows the inode number alone may be an archive that claims to be a work
+    // A neighbour that only knows the inode number may come from an archive and claim to be a work
     // directory.
     let record = world.at("w1/vellum/layer");
     let text = read(&record);
@@ -370,7 +370,7 @@ fn read_in(world: &World, lowers: &str, path: &str) -> String {
 }
 
 #[test]
-fn a_lower_layer_with_files_copied_in_part_is_told_at_the_mount() {
+fn a_lower_layer_with_partly_copied_files_is_reported_at_the_mount() {
     let Some(world) = World::new() else { return };
     let big = world.at("base/big");
     fs::write(&big, vec![b'x'; 8 << 20]).unwrap();
@@ -409,7 +409,7 @@ fn a_lower_layer_with_files_copied_in_part_is_told_at_the_mount() {
     world.scratch.unmount(&merged);
 }
 
-/// A directory on the kernel's overlay, as a container's file system is, with two layers, an upper
+/// A directory on the kernel's overlay, like a container's file system, with two layers, an upper
 /// and a work directory in it.
 fn in_a_container(world: &World) -> (PathBuf, String) {
     for dir in ["c/lower", "c/upper", "c/work", "c/merged"] {
@@ -437,7 +437,7 @@ fn in_a_container(world: &World) -> (PathBuf, String) {
 }
 
 #[test]
-fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
+fn files_hide_names_where_no_device_0_0_can_be_created() {
     let Some(world) = World::new() else { return };
     let (merged, options) = in_a_container(&world);
     let text = merged.to_str().unwrap();
@@ -481,7 +481,7 @@ fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
     world.scratch.unmount(&merged);
     wait_free(&world.at("c/merged/up"));
 
-    // Told once, and the same union afterwards.
+    // Reported once, and the union is the same afterwards.
     let done = world.vellum(&["overlay", "-o", &options, text]);
     assert_eq!((done.code, done.err.as_str()), (0, ""));
     world.scratch.adopt_mount(&merged);
@@ -489,8 +489,7 @@ fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
     world.scratch.unmount(&merged);
     wait_free(&world.at("c/merged/up"));
 
-    // The kernel's overlay on the same directories, were it to mount there, must not show what was
-    // removed.
+    // If the kernel's overlay can mount the same directories, it must not show what was removed.
     let overlay = Overlay {
         lowers: vec![world.at("c/merged/low")],
         upper: Some((world.at("c/merged/up"), world.at("c/merged/work"))),
@@ -562,13 +561,13 @@ fn a_union_on_a_union_needs_no_options() {
     wait_free(&outer.join("in/up"));
 }
 
-/// The same random changes in a union on a union, as it is without options, and in one on a disk
-/// that has what the other can have: no devices 0:0, so that directories from below don't move, and
-/// no file handles, so that nothing indexes hard links.
+/// Makes the same random changes in a union on a union, without options, and in a union on a disk
+/// that is limited to what the other can have: no devices 0:0, so that directories from below don't
+/// move, and no file handles, so that nothing indexes hard links.
 #[test]
-fn a_union_stands_on_a_union() {
+fn a_union_works_on_a_union() {
     let Some(world) = World::new() else { return };
-    let mut rng = Rng::for_test("a_union_stands_on_a_union");
+    let mut rng = Rng::for_test("a_union_works_on_a_union");
     let churn = Churn {
         links: true,
         trusted_xattrs: false,
@@ -607,7 +606,7 @@ fn a_union_stands_on_a_union() {
         });
         inner.assert_same(&wanted, LOOSELY);
         sides.iter().for_each(unmount);
-        // The outer one, too, has only what is on disk now.
+        // The outer union, too, has only what is on disk now.
         world.unmount();
         mount(&world);
         let again = Tree::read(&mount_in(&sides[0])).unwrap();
@@ -617,7 +616,7 @@ fn a_union_stands_on_a_union() {
 }
 
 #[test]
-fn a_store_in_a_container_takes_a_driver_that_works_there() {
+fn a_store_in_a_container_uses_a_driver_that_works_there() {
     let Some(world) = World::new() else { return };
     in_a_container(&world);
     let home = Home::new().unwrap();
@@ -630,7 +629,7 @@ fn a_store_in_a_container_takes_a_driver_that_works_there() {
             .chain(args.iter().copied());
         world.vellum(&all.collect::<Vec<_>>())
     };
-    // Asked for by name, it is an error that says what to do, and leaves nothing.
+    // If requested explicitly, it is an error that says what to do, and leaves nothing.
     let refused = vellum(&["--storage-driver", "overlay2", "images"]);
     assert_eq!(refused.code, 1, "{}", refused.err);
     assert!(
@@ -654,7 +653,7 @@ fn a_store_in_a_container_takes_a_driver_that_works_there() {
         "box",
         "vellum-demo-small:latest",
     ]);
-    assert_eq!((made.code, made.err.as_str()), (0, ""), "told once");
+    assert_eq!((made.code, made.err.as_str()), (0, ""), "reported once");
     let merged = PathBuf::from(made.out.trim());
     fs::remove_dir_all(merged.join("etc")).unwrap();
     assert!(!merged.join("etc").exists());

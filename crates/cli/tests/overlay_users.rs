@@ -1,5 +1,5 @@
-//! A plain user mounts Vellum's own engine: through fusermount3, in a namespace of his own, and for
-//! Podman.
+//! A plain user mounts Vellum's own engine: through fusermount3, in the user's own namespace, and
+//! for Podman.
 
 mod support;
 
@@ -67,7 +67,7 @@ fn a_plain_user_changes_what_squashed_owners_have() {
         let dirs = [upper.as_str(), &work_dir, "merged"].map(|dir| world.at(dir));
         give.arg(format!("{0}:{0}", user.id)).args(dirs);
         assert!(give.status().unwrap().success());
-        // The layers stay root's, and everybody may write there.
+        // The layers still belong to root, and every user may write there.
         let layers = [world.at("top"), world.at("base")];
         assert!(
             Command::new("chmod")
@@ -138,7 +138,7 @@ fn an_acl_for_ids_that_a_namespace_lacks_stops_no_change() {
 }
 
 #[test]
-fn a_user_in_a_namespace_of_his_own_mounts_himself() {
+fn a_user_in_their_own_namespace_mounts_directly() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::with_fuse(&world.scratch) else {
         return;
@@ -201,7 +201,7 @@ fn a_plain_users_podman_uses_it_as_mount_program() {
             mv /usr/share/vellum /usr/share/moved; chmod 600 /etc/passwd; echo ok"
         podman commit -q box localhost/mine:1 >&2
         podman run --rm $limits localhost/mine:1 sh -c "cat /etc/new /usr/share/moved/file; stat -c %a /etc/passwd"
-        # Podman's own clean-up behind an ended container may be at it.
+        # Podman's own clean-up after an ended container may still be running.
         surely() { for try in $(seq 30); do ! "$@" >&2 || return 0; sleep 1; done; return 1; }
         surely podman rm -f box; surely podman rmi -af
         podman system migrate >&2
@@ -209,7 +209,7 @@ fn a_plain_users_podman_uses_it_as_mount_program() {
     let give = Command::new("chown")
         .args(["-R", &format!("{0}:{0}", user.id)])
         .arg(world.at("fs"))
-        // Podman takes no longer path for it than 50 letters.
+        // Podman accepts at most 50 characters for this path.
         .arg(world.scratch.dir("r"))
         .status();
     assert!(give.unwrap().success());

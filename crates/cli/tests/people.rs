@@ -1,4 +1,4 @@
-//! What people and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes,
+//! What users and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes,
 //! many commands at once.
 
 mod support;
@@ -209,7 +209,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             2,
             &["frobnicate"],
-            "error: there is no command `frobnicate`\nhint: `vellum --help` lists all",
+            "error: there is no command `frobnicate`\nhint: `vellum --help` lists all commands",
         ),
         (
             125,
@@ -240,14 +240,14 @@ fn errors_say_what_and_why_and_what_to_do() {
             "no colours without a terminal: {err}"
         );
     }
-    // Of several names, each is tried; the failure shows in the code.
+    // With several names, each is tried; a failure shows in the exit code.
     world.ok(&["create", "--name", "other", "small:1"]);
     let said = world.run(&["rm", "nope", "other"]);
     assert_eq!((said.code, said.out.as_str()), (1, "other\n"));
 }
 
 #[test]
-fn names_and_unique_beginnings_of_ids_are_understood() {
+fn names_and_unique_id_prefixes_are_accepted() {
     let Some(world) = world() else { return };
     let id = world.ok(&["ls", "--ids", "box"]);
     assert_eq!(id.len(), 64);
@@ -258,7 +258,7 @@ fn names_and_unique_beginnings_of_ids_are_understood() {
     for n in 0..17 {
         world.ok(&["create", "--name", &format!("many-{n}"), "small:1"]);
     }
-    // Of nineteen random ids two begin with the same digit.
+    // Among nineteen random ids, two begin with the same digit.
     let ids: Vec<String> = world
         .ok(&["ls", "--ids"])
         .lines()
@@ -326,7 +326,7 @@ fn flags_win_over_environment_over_files() {
         "{}",
         said.out
     );
-    // What can't be understood stops every command.
+    // An invalid setting stops every command.
     let broken = world
         .scratch
         .file("broken.toml", "storage-drivr = \"native\"\n");
@@ -348,7 +348,7 @@ fn flags_win_over_environment_over_files() {
 }
 
 #[test]
-fn dockers_settings_are_taken_over() {
+fn dockers_settings_are_converted() {
     let Some(world) = World::new() else { return };
     let daemon = world.scratch.file(
         "daemon.json",
@@ -371,7 +371,7 @@ fn dockers_settings_are_taken_over() {
         said.out
     );
     let err = world.fails(1, &["config", "import", text(&daemon), "-o", text(&out)]);
-    assert!(err.contains("is there already"), "{err}");
+    assert!(err.contains("already exists"), "{err}");
     assert_eq!(
         world.ok(&[
             "config",
@@ -386,7 +386,7 @@ fn dockers_settings_are_taken_over() {
 }
 
 #[test]
-fn a_closed_pipe_ends_a_command_without_a_word() {
+fn a_closed_pipe_ends_a_command_silently() {
     let Some(world) = world() else { return };
     let tree = world.mounted("box");
     for n in 0..20_000 {
@@ -431,7 +431,7 @@ fn ctrl_c_stops_a_load_and_leaves_only_what_gc_removes() {
     stdin.write_all(&bytes[..32 << 20]).unwrap();
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    // It is told at the next bytes that arrive.
+    // It notices when the next bytes arrive.
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         let _ = stdin.write_all(&[7; 4096]);
@@ -498,7 +498,7 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
         9
     );
     assert_eq!(world.json(&["check", "--json"]), json!([]));
-    // Of several that want one name, one gets it.
+    // If several want the same name, one gets it.
     let won = std::thread::scope(|scope| {
         let world = &world;
         let tries: Vec<_> = (0..8)
@@ -514,7 +514,7 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
     });
     assert_eq!(won, 1);
     assert_eq!(world.json(&["ls", "--json"]).as_array().unwrap().len(), 1);
-    // All mount it at the same place, once.
+    // All mount it at the same place, and it is mounted once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| world.mounted("one"));
@@ -527,13 +527,13 @@ fn many_commands_at_once_neither_fail_nor_mix_up() {
 }
 
 #[test]
-fn volumes_are_asked_for_before_their_data_goes() {
+fn removing_a_volume_with_data_asks_first() {
     let Some(world) = World::new() else { return };
     assert_eq!(world.ok(&["volume", "create", "cache"]), "cache");
     assert_eq!(
         world.ok(&["volume", "create", "cache"]),
         "cache",
-        "it is there already"
+        "it already exists"
     );
     let path = world.json(&["volume", "ls", "--json"])[0]["path"]
         .as_str()
@@ -569,7 +569,7 @@ fn completions_and_man_pages_come_from_the_command_itself() {
 }
 
 #[test]
-fn words_of_other_programs_and_slips_are_answered() {
+fn foreign_verbs_and_typing_errors_get_a_hint() {
     let Some(world) = world() else { return };
     for (args, code, says) in [
         (&["exec", "box", "sh"][..], 2, "`vellum bundle"),
@@ -614,14 +614,14 @@ fn words_of_other_programs_and_slips_are_answered() {
 }
 
 #[test]
-fn listings_are_as_fingers_are_used_to() {
+fn listings_accept_dockers_and_podmans_flags() {
     let Some(world) = world() else { return };
     world.ok(&["tag", "small:1", "other:2"]);
     world.ok(&["create", "--name", "a", "small:1"]);
     let ids = world.ok(&["images", "-q"]);
     assert_eq!(ids.trim().len(), 12, "{ids}");
     assert!(world.ok(&["images", "--no-trunc"]).contains(ids.trim()));
-    // Before the verb it asks for less talk, as everywhere.
+    // Before the verb it only suppresses messages, as for all verbs.
     assert!(world.ok(&["-q", "images"]).contains("small:1"));
     assert!(world.ok(&["--quiet", "ls"]).contains("box"));
     let both = world.ok(&["ps", "-aq"]);
@@ -642,7 +642,7 @@ fn listings_are_as_fingers_are_used_to() {
     assert!(world.ok(&["prune", "--dry-run"]).len() < 1000);
 }
 
-/// What a shell gets when the tab key is pressed behind these words.
+/// Returns what a shell offers when the tab key is pressed after these words.
 fn offered(world: &World, words: &[&str]) -> Vec<String> {
     let last = words.len().to_string();
     let out = Command::new(env!("CARGO_BIN_EXE_vellum"))
@@ -660,7 +660,7 @@ fn offered(world: &World, words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_shell_is_offered_verbs_options_and_names_of_what_there_is() {
+fn shell_completion_offers_verbs_options_and_names() {
     let Some(world) = world() else { return };
     world.ok(&["create", "--name", "another", "small:1"]);
     world.ok(&["volume", "create", "cache"]);

@@ -1,5 +1,5 @@
-//! A plain user's union does what an ordinary directory of the user's does: through fusermount3, in
-//! a namespace with one id, and in one with subordinate ids.
+//! A plain user's union behaves like the user's ordinary directories: through fusermount3, in a
+//! namespace with one id, and in one with subordinate ids.
 
 mod support;
 
@@ -15,7 +15,7 @@ use vellum_testkit::{PlainUser, Scratch};
 
 const SCRIPT: &str = include_str!("support/as_in_a_directory.py");
 
-/// Who the user is for the union and in it.
+/// The user's identity outside and inside the union.
 #[derive(Clone, Copy)]
 enum Setting {
     /// A plain user on the machine; fusermount3 mounts.
@@ -27,7 +27,7 @@ enum Setting {
 }
 
 impl Setting {
-    /// The command that leads there, to be followed by another.
+    /// The prefix for a command that is to run as this user.
     fn enter(self) -> &'static str {
         match self {
             Setting::Fusermount => "",
@@ -59,7 +59,7 @@ impl World {
         })
     }
 
-    /// Makes directories of the user's.
+    /// Creates directories that belong to the user.
     fn dirs(&self, names: &[&str]) -> PathBuf {
         let at = self.user.home().join("union");
         for name in names.iter().map(|name| at.join(name)) {
@@ -70,7 +70,7 @@ impl World {
         at
     }
 
-    /// Mounts `lower`, runs a command of the shell beside it and unmounts; returns its standard
+    /// Mounts `lower`, runs a shell command next to it and unmounts; returns the command's standard
     /// output.
     fn beside_the_union(&self, setting: Setting, command: &str) -> String {
         let vellum = self.program.display();
@@ -94,8 +94,9 @@ impl World {
     }
 }
 
-/// The same random changes in the union and in a directory: modes, ACLs, capabilities, attributes,
-/// owners and names, on a tree that has all of these, foreign ones too in every third one.
+/// Makes the same random changes in the union and in a directory: modes, ACLs, capabilities,
+/// attributes, owners and names, on a tree that has all of these, foreign ones too in every third
+/// one.
 fn all_is_as_in_a_directory(setting: Setting) {
     let Some(world) = World::new() else { return };
     let (seeds, count) = match std::env::var_os("VELLUM_SLOW") {
@@ -118,23 +119,24 @@ fn all_is_as_in_a_directory(setting: Setting) {
 }
 
 #[test]
-fn a_union_through_fusermount3_is_as_a_directory_of_the_users() {
+fn a_union_through_fusermount3_behaves_like_the_users_directory() {
     all_is_as_in_a_directory(Setting::Fusermount);
 }
 
 #[test]
-fn a_union_in_a_namespace_with_one_id_is_as_a_directory_there() {
+fn a_union_in_a_namespace_with_one_id_behaves_like_a_directory() {
     all_is_as_in_a_directory(Setting::OneId);
 }
 
 #[test]
-fn a_union_in_a_namespace_with_many_ids_is_as_a_directory_there() {
+fn a_union_in_a_namespace_with_many_ids_behaves_like_a_directory() {
     all_is_as_in_a_directory(Setting::ManyIds);
 }
 
-/// What Go's module cache and Nix make: nothing in it may be written to, and yet it is the user's.
+/// Trees as created by Go's module cache and Nix: read-only throughout, although the user owns
+/// them.
 #[test]
-fn closed_directories_of_ones_own_can_be_changed_and_stay_as_they_are_below() {
+fn own_closed_directories_can_be_changed_and_stay_unchanged_below() {
     let Some(world) = World::new() else { return };
     for setting in [Setting::Fusermount, Setting::OneId, Setting::ManyIds] {
         let at = world.dirs(&[
@@ -180,7 +182,7 @@ fn listing(root: &Path, format: &str) -> Vec<String> {
 }
 
 #[test]
-fn reading_through_a_union_moves_no_time_of_a_layer() {
+fn reading_through_a_union_changes_no_times_in_layers() {
     let Some(world) = World::new() else { return };
     for setting in [Setting::Fusermount, Setting::OneId, Setting::ManyIds] {
         let at = world.dirs(&["lower", "lower/dir", "upper", "work", "merged"]);
@@ -191,7 +193,7 @@ fn reading_through_a_union_moves_no_time_of_a_layer() {
             chown(path, Some(world.user.id), Some(world.user.id)).unwrap();
         }
         for path in &paths {
-            // Older than a day, and than the last change: any read would move it.
+            // Older than a day and than the last change, so any read would update it.
             let touched = Command::new("touch")
                 .args(["-a", "-d", "2020-01-01"])
                 .arg(path)

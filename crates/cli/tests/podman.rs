@@ -1,5 +1,5 @@
-//! Podman and Buildah with Vellum as their mount program: what they show, save and build is what
-//! the kernel's overlay gives them.
+//! Podman and Buildah with Vellum as their mount program: they show, save and build the same as
+//! with the kernel's overlay.
 
 mod support;
 
@@ -16,7 +16,7 @@ use vellum_testkit::{PlainUser, Scratch, untested};
 const NEWER_SCENARIO: &str = include_str!("support/podman_5_scenario.sh");
 const SCENARIO: &str = include_str!("support/podman_scenario.sh");
 
-/// Both reports, or the lines that differ.
+/// Returns both reports, or the lines that differ.
 fn assert_same(kernel: &Said, vellum: &Said) {
     assert_eq!(kernel.code, 0, "the kernel's: {}", kernel.err);
     assert_eq!(vellum.code, 0, "{}\n{}", tail(&vellum.out), vellum.err);
@@ -42,7 +42,7 @@ fn tail(text: &str) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
-/// Runs both at once and returns what the kernel's overlay gave and what Vellum gave.
+/// Runs both at the same time and returns the results with the kernel's overlay and with Vellum.
 fn both(run: impl Fn(&str) -> Command + Sync) -> (Said, Said) {
     let one = |name: &str| said(run(name).output().unwrap());
     std::thread::scope(|scope| {
@@ -88,7 +88,7 @@ fn a_plain_user_gets_the_same_from_vellum_as_from_the_kernel() {
     let program = user.borrow_program(Path::new(VELLUM));
     let named = scratch.dir("names").join("fuse-overlayfs");
     symlink(&program, &named).unwrap();
-    // Podman takes no longer path for its sockets than 50 letters.
+    // Podman accepts at most 50 characters for the path of its sockets.
     for short in ["k", "v"] {
         let dir = scratch.dir(short);
         let give = Command::new("chown")
@@ -150,7 +150,7 @@ fn newer_podman_maps_ids_as_with_the_kernel_and_reads_other_stores() {
         run
     });
     drop(home);
-    // Podman loses what such a container removed where the kernel mounts.
+    // When the kernel mounts, Podman loses the removals in such a container.
     kernel.out = kernel.out.replace("\nnot removed\n", "\nremoved\n");
     let exported = "localhost/plain:1 true\n/odd:\nlinks\n\n/usr/share/doc:\nREADME\nA /etc/new\nD /etc/group\nnew\ngone\n";
     for driver in ["overlay2", "overlay", "native"] {
@@ -190,8 +190,8 @@ fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_th
     assert_same(&kernel, &vellum);
 }
 
-/// Three mappings: one with ids that may be either side's, one apart from those on disk, and one
-/// that Podman chooses.
+/// Three mappings: one with ids that overlap those on disk, one separate from those on disk, and
+/// one that Podman chooses.
 const PLAIN_IDS: &str = r#"
 set -eu
 podman() {
@@ -213,7 +213,7 @@ podman system migrate
 "#;
 
 #[test]
-fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole() {
+fn a_plain_user_of_newer_podman_commits_whole_containers_with_their_own_ids() {
     let Some((home, exchange)) = newer() else {
         return;
     };
@@ -234,7 +234,7 @@ fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole()
 }
 
 #[test]
-fn containers_with_ids_of_their_own_see_their_own_ids() {
+fn containers_with_their_own_ids_see_those_ids() {
     if !available(&["podman", "runc", "busybox"]) {
         return;
     }
@@ -260,7 +260,7 @@ fn containers_with_ids_of_their_own_see_their_own_ids() {
         podman(&[&["run"], &LIMITS[..], &mapped].concat()),
         "0 0\n4755 3 4\ngone\n"
     );
-    // On disk they are what an image can hold, and nothing was copied for the other ids.
+    // On disk the ids are those of the image, and nothing was copied for the other ids.
     podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
     let plain = [
         "--rm",
@@ -328,7 +328,8 @@ fn with_force_mask_images_are_readable_on_disk_and_themselves_in_the_container()
     let overlay = fs::read_dir(home.join("s/overlay")).unwrap();
     let news = overlay.map(|entry| entry.unwrap().path().join("diff/new"));
     let modes = news.filter_map(|new| Some(fs::metadata(new).ok()?.permissions().mode() & 0o777));
-    // The image's has the mask; the container's own is its user's until it is committed.
+    // The image's file has the mask; the container's own file belongs to its user until it is
+    // committed.
     let mut modes: Vec<u32> = modes.collect();
     modes.sort_unstable();
     assert_eq!(modes, [0o600, 0o755]);

@@ -1,8 +1,8 @@
-//! Who reads an upper of ours as it was meant: the table in docs/overlay.md, cell by cell.
+//! Which programs read our uppers correctly: tests the table in docs/overlay.md, cell by cell.
 //!
-//! Each row of the table is an upper that one kind of change has made, each column a reader. The
-//! test makes the upper, has the reader show it, and compares what it shows with what the union
-//! showed; the table must say the same.
+//! Each row of the table is an upper with one kind of change, and each column is a reader. The test
+//! creates the upper, lets the reader show it, and compares the result with what the union showed.
+//! The table must say the same.
 
 mod support;
 
@@ -17,13 +17,13 @@ use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{Tree, untested};
 
-/// One kind of change, as the table calls it.
+/// One kind of change, with its name in the table.
 struct Row {
     name: &'static str,
     /// Options of the union besides its layers.
     options: &'static str,
     change: fn(&Path),
-    /// Made whole afterwards.
+    /// Settled afterwards.
     settled: bool,
 }
 
@@ -98,11 +98,11 @@ fn part(at: &Path) {
     file.write_all(b"changed").unwrap();
 }
 
-/// Who shows the upper.
+/// The reader that shows the upper.
 enum Reader {
     /// The kernel's overlay with these options.
     Kernel(&'static [(&'static str, &'static str)]),
-    /// A program with the beginning of its version.
+    /// A program, with its version prefix.
     FuseOverlayfs(&'static str),
 }
 
@@ -130,7 +130,7 @@ const READERS: &[Reader] = &[
     Reader::FuseOverlayfs("2."),
 ];
 
-/// `fuse-overlayfs` of a version, where there is one on the path.
+/// Returns `fuse-overlayfs` of a version, if it is on the path.
 fn fuse_overlayfs(version: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut all = std::env::split_paths(&path).map(|dir| dir.join("fuse-overlayfs"));
@@ -145,7 +145,8 @@ fn fuse_overlayfs(version: &str) -> Option<PathBuf> {
     })
 }
 
-/// What a reader makes of the upper, as a word of the table; `None` if it is not here.
+/// Returns how a reader shows the upper, as a word of the table; `None` if the reader is not
+/// installed.
 fn reads(reader: &Reader, world: &World, row: &Row, wanted: &Tree) -> Option<&'static str> {
     let target = world.scratch.dir("shown");
     match reader {
@@ -184,7 +185,7 @@ fn reads(reader: &Reader, world: &World, row: &Row, wanted: &Tree) -> Option<&'s
             world.scratch.adopt_mount(&target);
         }
     }
-    // Programs differ in what they say of the root and of times of directories.
+    // Programs differ in the root's attributes and the times of directories.
     let ignore = Ignore {
         root: true,
         directory_mtimes: true,
@@ -223,7 +224,7 @@ fn table() -> Vec<Vec<String>> {
 }
 
 #[test]
-fn who_reads_an_upper_is_as_the_table_says() {
+fn readers_of_an_upper_match_the_table() {
     let table = table();
     let named: Vec<_> = ROWS.iter().map(|row| row.name).collect();
     let rows: Vec<_> = table.iter().map(|cells| cells[0].as_str()).collect();

@@ -1,6 +1,7 @@
-//! Images go to real container tools and come from them; trees are compared entry by entry.
+//! Exchanges images with real container tools, and compares trees entry by entry.
 //!
-//! The judge is always the other tool's own tree of the same image: its mount, or what it unpacked.
+//! The reference is always the other tool's own tree of the same image: its mount, or what it
+//! unpacked.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use vellum_testkit::clients::{
 };
 use vellum_testkit::tree::Ignore;
 
-/// The image's tars say nothing about the root directory itself: each tool makes its own.
+/// The image's tars say nothing about the root directory itself: each tool creates its own.
 const IGNORE: Ignore = Ignore {
     root: true,
     directory_mtimes: false,
@@ -63,7 +64,7 @@ fn change(tree: &Path) {
     fs::create_dir(tree.join("odd/fifo")).unwrap();
 }
 
-/// The same kind of changes, as a shell line for tools that are not mounted here.
+/// The same kinds of changes, as a shell line for tools that don't mount here.
 const CHANGE: &str = "echo 'version 3' > /app/version; rm /odd/setuid; chmod 600 /srv/large.bin; \
     rm -r /odd/replaced; mkdir /odd/replaced; echo alone > /odd/replaced/new; \
     ln /odd/replaced/new /odd/linked-new; ln -s replaced/new /odd/symlinked; rm /odd/fifo; mkdir /odd/fifo";

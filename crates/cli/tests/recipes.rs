@@ -1,5 +1,5 @@
-//! Recipes that were flipped, cut, swapped or lost: a deep check finds them, and loading the image
-//! again puts them right.
+//! Recipes with flipped bits, cut short, swapped or lost: a deep check finds them, and loading the
+//! image again repairs them.
 
 mod support;
 
@@ -17,11 +17,11 @@ fn recipes(root: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Every way in which a recipe of these bytes is damaged here, with a name for each.
+/// Returns damaged versions of a recipe with these bytes, each with a name.
 fn damages(good: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
-    // Magic, version, frame header, block header, body, checksum: head and tail wholly, the body in
-    // steps.
+    // Magic, version, frame header, block header, body, checksum: every byte of head and tail, the
+    // body in steps.
     let length = good.len();
     let flipped = (0..24)
         .chain((24..length - 12).step_by(length / 16))
@@ -55,7 +55,7 @@ fn damages(good: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_damaged_recipe_is_found_and_put_right_by_loading_the_image_again() {
+fn a_damaged_recipe_is_found_and_repaired_by_loading_the_image_again() {
     for driver in ["overlay2", "native"] {
         let Some(world) = World::with(&["--storage-driver", driver]) else {
             return;

@@ -1,4 +1,4 @@
-//! The remedies that `docs/operations.md` gives, done as it says.
+//! Follows the remedies in `docs/operations.md` to the letter.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,8 @@ fn a_corrupted_layer_is_found_by_save_and_goes_with_its_image() {
     vellum.load_as(&archive, IMAGE).unwrap();
     save(&vellum, &home).unwrap();
 
-    // After a rebuild everything is held until somebody has looked; only then it can be replaced.
+    // After a rebuild everything is kept until the user has looked at it; only then can it be
+    // replaced.
     fs::write(file_of_a_layer(&home), "tampered\n").unwrap();
     fs::write(home.join("v/root/vellum.db"), "no database").unwrap();
     vellum.run(&["check", "--rebuild", "--force"]).unwrap();
@@ -116,7 +117,7 @@ fn used_up_inodes_are_named_and_more_of_them_are_enough() {
 }
 
 #[test]
-fn whatever_became_of_the_database_the_hint_brings_it_back() {
+fn the_hint_recovers_the_database_from_any_damage() {
     let Some((home, vellum, archive)) = world() else {
         return;
     };
@@ -194,7 +195,7 @@ fn a_mount_whose_server_was_killed_comes_back_with_what_was_synced() {
     let pid = rustix::process::Pid::from_raw(server_of(&home).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    // What the kernel remembers it answers itself.
+    // The kernel answers from its own cache.
     while fs::write(at.join("later"), "").is_ok() {
         assert!(Instant::now() < deadline, "the mount outlived its server");
         std::thread::sleep(Duration::from_millis(50));

@@ -1,4 +1,5 @@
-//! Working as a plain user, from archive to archive, with the real command and as a real other uid.
+//! Working as a plain user, from archive to archive, with the real command and under a real other
+//! uid.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -49,7 +50,7 @@ impl World {
             .to_string()
     }
 
-    /// Runs a shell command inside the user's namespaces.
+    /// Runs a shell command in the user's namespaces.
     #[track_caller]
     fn inside(&self, script: &str) -> String {
         self.ok(&["unshare", "sh", "-ec", script])
@@ -59,7 +60,7 @@ impl World {
         self.user.home().join(".local/share/vellum")
     }
 
-    /// The process that keeps the namespaces, as noted.
+    /// Returns the process that keeps the namespaces, from its note.
     fn holder(&self) -> Option<u32> {
         let note = std::fs::read_to_string(self.user.run_dir().join("vellum/holder.json")).ok()?;
         let digits = note.split("\"pid\":").nth(1)?;
@@ -93,8 +94,8 @@ impl Drop for World {
     }
 }
 
-/// Makes a docker-archive of two layers with what a plain user may not make, and returns its path
-/// and the diff IDs.
+/// Creates a docker-archive of two layers with files that a plain user may not create, and returns
+/// its path and the diff IDs.
 fn archive(world: &World) -> (PathBuf, Vec<String>) {
     let at = |path: &str| world.scratch.join(path);
     let base = world.scratch.dir("base");
@@ -179,8 +180,8 @@ fn a_plain_user_works_from_archive_to_archive() {
     let (archive, ids) = archive(&world);
     world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
 
-    // In the store everything belongs to the user or his subordinate ids; what he may not make is a
-    // record.
+    // In the store everything belongs to the user or to the user's subordinate ids; what the user
+    // may not create is a record.
     let overlay2 = world.store().join("overlay2");
     let (uid, first) = (world.user.id, world.user.first_subid);
     let mut seen = Vec::new();
@@ -219,7 +220,7 @@ fn a_plain_user_works_from_archive_to_archive() {
     seen.sort_unstable();
     assert_eq!(seen, ["base", "top"]);
 
-    // What comes out is what went in, devices and refused attributes too.
+    // The saved image equals the loaded one, including devices and refused attributes.
     let (digests, listing) = saved(&world, "odd:1");
     assert!(listing.contains("crw-rw-rw- 0/0"), "{listing}");
     for id in &ids {
@@ -397,7 +398,7 @@ fn a_plain_user_copies_by_the_same_rules() {
             "mkdir -p $0/a $0/b; cd $0; echo x > a/x; ln a/x b/y; ln -s a link; chmod 750 a; chmod 555 b; mkfifo fifo",
             &src,
         ]);
-        // Root's, and readable: that user is nobody to this one.
+        // Root's, and readable: root is not mapped in the user's namespace.
         std::fs::write(world.user.home().join("roots"), "root's").unwrap();
         // Not mounted, then mounted.
         world.ok(&["cp", &src, "box:/copy"]);
@@ -411,7 +412,8 @@ fn a_plain_user_copies_by_the_same_rules() {
         let expect = "copy 755 0:0\ncopy/a 750 0:0\ncopy/b 555 0:0\nroots 644 0:0";
         assert_eq!(seen, expect, "{ids}");
 
-        // A tar's owners are kept where the user has them; through a link, and no directory goes.
+        // A tar's owners are kept if the user has those ids; the copy goes through a link, and no
+        // directory is replaced.
         let tar = |script: &str| {
             let script = format!(
                 "cd {src}; tar {script} | {} cp - box:/",
@@ -487,8 +489,8 @@ fn a_plain_users_containers_mount_again_when_the_holder_is_gone() {
     world.ok(&["rm", "--force", "box"]);
 }
 
-/// The kernel refuses a plain user's mounts redirects and metacopies; the engine doesn't, and keeps
-/// what they write from the kernel.
+/// The kernel refuses redirects and metacopies in a plain user's mounts; the engine allows them,
+/// and doesn't let the kernel mount what it wrote.
 #[test]
 fn a_plain_users_containers_rename_directories_on_vellums_engine() {
     let Some(world) = World::new() else { return };
@@ -525,7 +527,7 @@ fn a_plain_users_containers_rename_directories_on_vellums_engine() {
 }
 
 #[test]
-fn two_first_commands_at_once_make_one_world() {
+fn two_first_commands_at_once_share_one_namespace() {
     let Some(world) = World::new() else { return };
     let commands: Vec<_> = (0..6)
         .map(|_| {
@@ -548,7 +550,7 @@ fn two_first_commands_at_once_make_one_world() {
 }
 
 #[test]
-fn a_run_directory_of_somebody_else_is_refused() {
+fn another_users_run_directory_is_refused() {
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
     let Some(world) = World::new() else { return };
     let mine = world.user.home().join("mine");
@@ -573,7 +575,7 @@ fn a_run_directory_of_somebody_else_is_refused() {
 }
 
 #[test]
-fn a_plain_user_is_told_what_is_root_s() {
+fn a_plain_user_is_told_what_needs_root() {
     use std::os::unix::fs::PermissionsExt;
     let Some(world) = World::new() else { return };
     let theirs = world.scratch.dir("theirs");
@@ -592,7 +594,7 @@ fn a_plain_user_is_told_what_is_root_s() {
 }
 
 #[test]
-fn info_names_what_a_plain_user_does_without() {
+fn info_lists_what_a_plain_user_cant_do() {
     let Some(world) = World::new() else { return };
     let info = world.ok(&["info"]);
     for word in ["userxattr", "redirect_dir", "metacopy"] {

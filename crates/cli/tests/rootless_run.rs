@@ -1,4 +1,4 @@
-//! Running containers as a plain user, as a real other uid.
+//! Runs containers as a plain user, under a real other uid.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::path::Path;
 use support::with_shell;
 use vellum_testkit::{PlainUser, Scratch, untested};
 
-/// Ends the process that keeps the user's namespaces, also after a failure.
+/// Ends the process that keeps the user's namespaces, even after a failure.
 struct Holder<'a>(&'a PlainUser);
 
 impl Drop for Holder<'_> {

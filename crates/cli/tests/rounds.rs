@@ -1,7 +1,7 @@
 //! Round after round with the real command: an image, a container, random changes, a diff, a
 //! commit, and a container of the new image must look like the first. Directories are renamed,
-//! attributes changed without data, hard links made, deleted directories made anew: whatever the
-//! upper holds, the image is plain.
+//! attributes changed without data, hard links created, deleted directories created again: whatever
+//! the upper holds, the image is plain.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -71,7 +71,7 @@ impl World {
         self.ok(&["umount", container]);
     }
 
-    /// What `diff` prints, by path without the leading slash.
+    /// Returns what `diff` prints, by path without the leading slash.
     fn diff(&self, container: &str) -> BTreeMap<PathBuf, char> {
         let printed = self.ok(&["diff", container]);
         let mut lines: Vec<Vec<u8>> = Vec::new();
@@ -101,7 +101,7 @@ impl Drop for World {
     }
 }
 
-/// Sockets are no part of an image.
+/// Sockets are not part of an image.
 fn without_sockets(mut tree: Tree) -> Tree {
     tree.entries.retain(|_, entry| entry.kind != Kind::Socket);
     tree.group_links();
@@ -166,7 +166,7 @@ fn check_diff(before: &Tree, after: &Tree, printed: &BTreeMap<PathBuf, char>) {
         let path = &difference.path;
         match (printed.get(path), expect) {
             (Some(kind), expect) => assert_eq!(*kind, expect, "{difference}"),
-            // What was in a deleted directory, or in one that is none any more.
+            // Files in a directory that was deleted or replaced by a file.
             (None, 'D') => {
                 let gone = path
                     .ancestors()
@@ -219,7 +219,7 @@ fn an_image_of_a_container_looks_like_it_in_whole_copies() {
     run(name, "native", &[], 3);
 }
 
-/// A socket can't be in an image, but what it took the place of is gone.
+/// A socket can't be in an image, but the file that it replaced is gone.
 #[test]
 fn a_socket_in_a_files_place_leaves_nothing() {
     if !needs_root("commits of mounted containers") {
@@ -254,8 +254,8 @@ fn a_socket_in_a_files_place_leaves_nothing() {
     }
 }
 
-/// The directory of one name moves, that of the other stays: for the kernel both are the one lower
-/// file, and so they must be in the image. The directory of the name that stayed keeps its mode in
+/// One name's directory moves, the other's stays. For the kernel both are the same lower file, so
+/// they must be the same file in the image. The directory of the name that stayed keeps its mode in
 /// the layer.
 #[test]
 fn a_name_left_behind_by_a_moved_directory_stays_linked() {

@@ -1,4 +1,4 @@
-//! The snapshotter's calls, as a client sees them: what containerd's own suite never asks.
+//! The snapshotter's calls as a client sees them: what containerd's own suite doesn't test.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -11,7 +11,7 @@ use tonic::Code;
 use vellum_snapshotter::api::services::snapshots::v1 as wire;
 
 #[test]
-fn every_refusal_has_the_code_of_the_contract() {
+fn every_refusal_has_the_code_that_containerd_expects() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -56,7 +56,7 @@ fn every_refusal_has_the_code_of_the_contract() {
     refused(c.update(named("gone"), None), Code::NotFound, "gone");
     let parent = c.update(named("base"), Some(&["parent"]));
     refused(parent, Code::InvalidArgument, "parent");
-    // Nothing of all that left anything behind.
+    // None of this left anything behind.
     let mut names = c.names(&[]);
     names.sort();
     assert_eq!(names, ["active", "base", "loose", "other", "view"]);
@@ -75,7 +75,7 @@ fn labels_change_and_times_keep_their_nanoseconds() {
     assert_eq!(made.labels, given);
     assert_eq!(made.created_at, made.updated_at);
     assert_eq!(c.list(&[]).unwrap(), std::slice::from_ref(&made));
-    // As clients ask: zero times of year one, kind committed, and an empty mask.
+    // As clients send it: zero times of year one, kind committed, and an empty mask.
     let zero = prost_types::Timestamp {
         seconds: -62_135_596_800,
         nanos: 0,
@@ -107,7 +107,7 @@ fn labels_change_and_times_keep_their_nanoseconds() {
     check(&[], Some(&["labels.c"]), &[]);
     check(&[("f", "6")], Some(&["labels"]), &[("f", "6")]);
     check(&[("g", "7")], None, &[("g", "7")]);
-    // A commit replaces labels and begins anew.
+    // A commit replaces the labels and resets the times.
     c.commit_on("l", "k", labels(&[("h", "8")]), "").unwrap();
     let layer = c.stat("l").unwrap();
     assert_eq!(layer.labels, labels(&[("h", "8")]));
@@ -133,7 +133,7 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
     assert_eq!(c.names(&["labels.\"l\"==x,name~=/sorts/"]).len(), 1);
     assert_eq!(c.names(&["labels.l!=x"]).len(), 2);
     assert_eq!(c.names(&["parent!=base"]), ["base"]);
-    // More than a thousand, made by several clients at once.
+    // More than a thousand, created by several clients at once.
     std::thread::scope(|scope| {
         for part in 0..4 {
             let c = &c;
@@ -148,7 +148,7 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
     let messages = c
         .list_messages(&[], |infos| {
             assert!(infos.len() <= 100);
-            // Asking and changing goes on between two messages.
+            // Other calls work between two messages.
             c.stat(&infos[0].name).unwrap();
             c.prepare(&format!("meanwhile {round}"), "base").unwrap();
             c.remove(&format!("many/0/{round}")).unwrap();
@@ -158,9 +158,9 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
     assert!(messages.len() >= 11, "{}", messages.len());
     let listed: Vec<_> = messages.concat();
     let names: BTreeSet<_> = listed.iter().map(|info| &info.name).collect();
-    assert_eq!(names.len(), listed.len(), "nothing comes twice");
+    assert_eq!(names.len(), listed.len(), "no snapshot is listed twice");
     assert!((1..4).all(|part| names.contains(&format!("many/{part}/100"))));
-    // A client that goes away in the middle leaves nothing running that matters.
+    // A client that goes away in the middle leaves nothing running.
     let _ = server.runtime.block_on(async {
         let mut wire = c.wire.clone();
         let request = wire::ListSnapshotsRequest::default();
@@ -171,7 +171,7 @@ fn a_list_passes_filters_and_comes_in_pieces_while_things_change() {
 }
 
 #[test]
-fn usage_is_what_a_snapshot_takes_alone() {
+fn usage_counts_a_snapshots_own_space() {
     for driver in ["overlay2", "overlay", "native"] {
         let Some(server) = Server::start(&["--storage-driver", driver], &[]) else {
             return;
@@ -202,7 +202,7 @@ fn usage_is_what_a_snapshot_takes_alone() {
             c.commit("m", "b").unwrap();
             assert_eq!(c.usage("m").unwrap().1, 2);
         }
-        // What was fixed at the commit stays, whatever becomes of the server.
+        // What the commit recorded stays, whatever happens to the server.
         wait_for("the count", || {
             server
                 .vellum()
@@ -253,7 +253,7 @@ fn a_known_chain_is_adopted_and_not_unpacked_again() {
         c.commit_on(&name, &key, target(n), "").unwrap();
         parent = name;
     }
-    // Another namespace comes with keys of its own, and finds what it looks for then.
+    // Another namespace has its own keys, and finds the layer that it looks for.
     let mut parent = String::new();
     for n in 1..=2 {
         let key = format!("two/{n}/extract");
@@ -296,7 +296,7 @@ fn mounts_are_the_same_after_a_restart_of_the_server() {
             true => server.end(),
             false => server.kill(),
         }
-        // What is derived is made anew, should it be gone.
+        // Derived files are created again if they are missing.
         let links = server.root().join("overlay2/l");
         for link in std::fs::read_dir(&links).unwrap() {
             std::fs::remove_file(link.unwrap().path()).unwrap();
@@ -327,7 +327,7 @@ fn labels_say_where_files_are_and_how_much_they_may_be() {
     assert_eq!(told.get(UPPER).map(String::as_str), upper.to_str());
     let filter = format!("labels.\"{UPPER}\"==\"{}\"", upper.display());
     assert_eq!(c.names(&[&filter]), ["k"]);
-    // It is told and not kept.
+    // It is reported but not stored.
     let record = std::fs::read_dir(server.root().join("records")).unwrap();
     for file in record {
         let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
@@ -340,7 +340,7 @@ fn labels_say_where_files_are_and_how_much_they_may_be() {
 }
 
 #[test]
-fn mount_options_say_what_another_program_s_differ_needs() {
+fn mount_options_say_what_a_foreign_differ_needs() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -362,8 +362,7 @@ fn mount_options_say_what_another_program_s_differ_needs() {
         );
     }
     assert_eq!(value(mount, "lowerdir=").split(':').count(), 2);
-    // An unpacker is never handed something read-only, which would mean that the layer is there
-    // already.
+    // An unpacker never gets a read-only mount, which would mean that the layer already exists.
     let target = labels(&[("containerd.io/snapshot.ref", "sha256:00")]);
     for (key, parent) in [("a", ""), ("b", "one")] {
         let mounts = c.prepare_with(key, parent, target.clone()).unwrap();

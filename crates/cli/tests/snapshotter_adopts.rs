@@ -1,5 +1,5 @@
-//! Layers of Vellum's own images under a client of the snapshotter: it is told that they are there
-//! and unpacks nothing, and neither side loses what the other one removes.
+//! Layers of Vellum's own images under a client of the snapshotter: it learns that they exist and
+//! unpacks nothing, and neither side loses anything when the other removes.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -38,7 +38,7 @@ fn target(chain: &str) -> Labels {
     labels(&[(REF, chain)])
 }
 
-/// Asks for an extraction of `chain` as containerd does, and returns the layer that is found then.
+/// Requests an extraction of `chain` as containerd does, and returns the layer found after that.
 fn adopt(c: &Client, namespace: &str, chain: &str, parent: &str) -> String {
     let key = format!("{namespace}/extract {chain}");
     let answer = c.prepare_with(&key, parent, target(chain));
@@ -50,7 +50,7 @@ fn adopt(c: &Client, namespace: &str, chain: &str, parent: &str) -> String {
 }
 
 #[test]
-fn layers_of_vellum_s_own_images_are_adopted() {
+fn layers_of_vellums_own_images_are_adopted() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -58,7 +58,7 @@ fn layers_of_vellum_s_own_images_are_adopted() {
     let [below, above] = two_layers(&server);
     let one = adopt(&c, "one", &below, "");
     let two = adopt(&c, "one", &above, &one);
-    // Asked for again, and in another namespace, it is the same layer.
+    // Another request, and one in another namespace, gives the same layer.
     assert_eq!(adopt(&c, "two", &below, ""), one);
     assert_eq!(adopt(&c, "two", &above, &one), two);
     let mut names = c.names(&[]);
@@ -71,10 +71,10 @@ fn layers_of_vellum_s_own_images_are_adopted() {
         (info.parent.as_str(), &info.labels),
         (one.as_str(), &target(&above))
     );
-    // What it takes is what Vellum's layer takes.
+    // Its usage is that of Vellum's layer.
     assert!(c.usage(&one).unwrap().1 >= 4);
 
-    // Labels may be changed as ever, and say nothing about who else has the layer.
+    // Labels may be changed as usual, and don't reveal what else uses the layer.
     let mut changed = info.clone();
     changed.labels = labels(&[
         ("containerd.io/snapshot.ref", &above),
@@ -92,7 +92,7 @@ fn layers_of_vellum_s_own_images_are_adopted() {
         (one.as_str(), &target(&above))
     );
 
-    // Nor is the chain theirs to change, by which it is found.
+    // Clients can't change the chain by which the layer is found.
     let mut changed = info.clone();
     changed.labels = labels(&[("mine", "x")]);
     c.update(changed.clone(), None).unwrap();
@@ -107,7 +107,7 @@ fn layers_of_vellum_s_own_images_are_adopted() {
     assert_eq!(adopt(&c, "three", &above, &one), two);
     c.update(info, None).unwrap();
 
-    // The trees are those of the image; a container on them writes to a layer of its own.
+    // The trees are those of the image; a container on them writes to its own layer.
     let at = server.home.dir("at").unwrap();
     let shows = |mounts: &[_], entries: &[&str]| {
         mount_at(mounts, &at);
@@ -122,16 +122,16 @@ fn layers_of_vellum_s_own_images_are_adopted() {
     shows(&c.view("look", &one).unwrap(), &["gone", "kept"]);
     let mounts = c.prepare("box", &two).unwrap();
     shows(&mounts, &["kept", "new"]);
-    // However many layers were adopted, there is one more.
+    // However many layers were adopted, there is one more snapshot.
     assert_eq!(value(&mounts[0], "lowerdir").split(':').count(), 3);
 
-    // A parent stays as long as somebody stands on it, also where only the client sees it so.
+    // A parent stays as long as it has a child, even one that only the client sees.
     refused(c.remove(&two), Code::FailedPrecondition, "remove");
     refused(c.remove(&one), Code::FailedPrecondition, "remove");
     c.remove("look").unwrap();
     refused(c.remove(&one), Code::FailedPrecondition, "remove");
 
-    // Vellum's image goes, its layers stay while they are needed.
+    // Vellum's image is removed; its layers stay while they are needed.
     run(server.vellum().args(["rmi", "own:2", "own:1"])).unwrap();
     run(server.vellum().args(["gc", "--quiet"])).unwrap();
     shows(&c.mounts("box").unwrap(), &["kept", "new"]);
@@ -153,14 +153,14 @@ fn layers_of_vellum_s_own_images_are_adopted() {
 struct Unpacker {
     /// 2.3 and later: layers are prepared without their parents, which the commits name.
     parallel: bool,
-    /// 2.4 and later: an answer whose last mount is read-only holds the layer already. Before, the
-    /// apply fails there.
+    /// 2.4 and later: an answer whose last mount is read-only means that the layer exists. In
+    /// earlier versions the apply fails there.
     knows_staged: bool,
 }
 
 impl Unpacker {
-    /// Unpacks an image whose layers each add a file called after them. Returns the image's top,
-    /// and which layers were fetched and applied.
+    /// Unpacks an image whose layers each add a file named after them. Returns the image's top, and
+    /// which layers were fetched and applied.
     fn unpack(self, c: &Client, namespace: &str, chains: &[String]) -> (String, Vec<usize>) {
         let mut applied = Vec::new();
         let mut waiting = Vec::new();
@@ -180,7 +180,8 @@ impl Unpacker {
             let name = match c.prepare_with(&key, parent, wanted.clone()) {
                 Err(status) => {
                     assert_eq!(status.code(), Code::AlreadyExists, "{status}");
-                    // containerd finds by these what it takes for its layer of the chain.
+                    // With these, containerd finds the snapshot that it regards as the chain's
+                    // layer.
                     let filter = format!(
                         "labels.\"containerd.io/snapshot.ref\"=={chain},parent==\"{parent}\""
                     );
@@ -215,8 +216,8 @@ impl Unpacker {
     }
 }
 
-/// Unless it is set that all clients know staged layers, a parallel unpacking adopts the lowest
-/// layer alone; it always gets the whole image.
+/// Unless `--staged-layers` is set, a parallel unpack adopts only the lowest layer; it always gets
+/// the whole image.
 #[test]
 fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
     unpack_with(&[]);
@@ -250,7 +251,7 @@ fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image
         refused(answer, Code::InvalidArgument, "whose parent is not");
     }
     let one = adopt(&c, "one", &below, "");
-    // Whatever labels the commit has.
+    // With any labels on the commit.
     c.commit_on("top", "extract", Labels::new(), &one).unwrap();
     let info = c.stat("top").unwrap();
     assert_eq!(
@@ -272,7 +273,7 @@ fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image
         assert!(!mounts[0].options.contains(&"ro".to_owned()), "{mounts:?}");
         c.remove(key).unwrap();
     }
-    // One that comes to nothing goes.
+    // A staged layer that is never committed is removed.
     c.prepare_with("given up", "", wanted).unwrap();
     c.remove("given up").unwrap();
     run(server.vellum().args(["rmi", "own:2", "own:1"])).unwrap();
@@ -304,7 +305,7 @@ fn unpack_with(flags: &[&str]) {
             .into_iter()
             .enumerate()
     {
-        // With the setting, a client that doesn't know them is a mistake in the configuration.
+        // With the setting, a client that doesn't know staged layers is a configuration error.
         if staged && !knows_staged {
             continue;
         }
@@ -335,16 +336,16 @@ fn unpack_with(flags: &[&str]) {
             true => assert_eq!(applied, [1], "{unpacker:?}"),
         }
         shows(&top, &["dir/kept"]);
-        // The client sees its own layers, one on the other, and nothing of Vellum's.
+        // The client sees its own layers, each on the one below, and nothing of Vellum's.
         let info = c.stat(&top).unwrap();
         let below = c.stat(&info.parent).unwrap();
         assert_eq!(below.labels[REF], own[0]);
         assert_eq!(info.labels[REF], own[1]);
         assert!(!info.labels.keys().any(|label| label.starts_with("vellum")));
         assert_eq!(below.parent, "");
-        // It lasts, whoever removes what.
+        // It stays, whichever side removes what.
         server.assert_sound();
-        // One that nobody has yet is unpacked, and then it is there for layer after layer.
+        // A layer that doesn't exist yet is unpacked; later requests adopt it.
         let chains = strange
             .clone()
             .map(|chain| chain.replace("sha256:0", &format!("sha256:{number}")));
@@ -377,15 +378,15 @@ fn only_the_same_chain_on_the_same_chain_is_adopted() {
     c.commit_on("another", "other", target("sha256:another"), "")
         .unwrap();
     c.prepare_with("c", "another", target(&above)).unwrap();
-    // A key that is no chain is no layer of an image, and not everything that is a chain is there.
+    // A key that is not a chain is not an image layer, and not every chain exists.
     c.prepare_with("d", "", target("containerd/silent"))
         .unwrap();
     c.prepare_with("e", "", target(&format!("sha256:{}", "0".repeat(64))))
         .unwrap();
-    // A container is not prepared in vain.
+    // A container's snapshot is prepared as usual.
     c.prepare("f", "").unwrap();
 
-    // The chain below may as well have been unpacked by the client.
+    // The chain below may also have been unpacked by the client.
     c.prepare_with("g", "silent", target(&below)).unwrap();
     c.commit_on("theirs", "g", target(&below), "").unwrap();
     let two = adopt(&c, "one", &above, "theirs");
@@ -394,7 +395,7 @@ fn only_the_same_chain_on_the_same_chain_is_adopted() {
     c.remove(&two).unwrap();
     c.remove("theirs").unwrap();
 
-    // While it is being unpacked it is none to stand on.
+    // While it is being unpacked, it can't be a parent.
     c.prepare_with("h", "silent", target(&below)).unwrap();
     let answer = c.prepare_with("i", "h", target(&above));
     refused(answer, Code::InvalidArgument, "only a committed snapshot");

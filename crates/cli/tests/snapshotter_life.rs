@@ -1,5 +1,4 @@
-//! The server's life: killed at any point, asked by many at once, told to read its settings anew,
-//! watched.
+//! The server's life: killed at any point, used by many clients at once, reloaded, monitored.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -38,7 +37,8 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
                         let key = format!("k/{round}/{task}/{n}");
                         let name = format!("l/{round}/{task}/{n}");
                         under_way.fetch_add(1, Ordering::SeqCst);
-                        // Any answer may fail once the server is gone; those that came must hold.
+                        // Any call may fail once the server is gone; answers that arrived must
+                        // hold.
                         let done = (|| {
                             let tree = upper(&c.prepare(&key, "base").ok()?);
                             fs::write(tree.join("file"), &name).ok()?;
@@ -47,7 +47,7 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
                                 _ => {
                                     c.commit(&name, &key).ok()?;
                                     tx.send(name.clone()).unwrap();
-                                    // Nobody waits for any but the first.
+                                    // Only the first is waited for.
                                     let _ = begun.send(());
                                 }
                             }
@@ -60,10 +60,10 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
                     }
                 });
             }
-            // Another moment in each round, and never an idle one.
+            // Another moment in each round, never while the server is idle.
             std::thread::sleep(Duration::from_millis(60 + 35 * round));
             if round == 0 {
-                // On a slow disk nothing may be done by then.
+                // On a slow disk nothing may be finished by then.
                 first.recv_timeout(PATIENCE).unwrap();
             }
             wait_for("requests under way", || {
@@ -101,7 +101,7 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
                 assert!(upper(&c.mounts(&info.name).unwrap()).is_dir());
             }
         }
-        // A record's file may be one step ahead of the database, which is what counts.
+        // A record's file may be one step ahead of the database; the database counts.
         let healed = server.vellum().args(["check", "--heal"]).output().unwrap();
         let said = String::from_utf8_lossy(&healed.stdout).into_owned();
         let other =
@@ -110,7 +110,7 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
         server.assert_sound();
     }
     assert!(committed.len() > 1, "nothing was ever committed");
-    // Everything goes, and nothing stays.
+    // Everything can be removed, and nothing is left.
     let c = server.client();
     let mut names = c.names(&[]);
     names.sort_by_key(|name| name == "base");
@@ -135,7 +135,7 @@ fn many_clients_at_once_get_what_one_would() {
             let (c, won) = (server.client(), &won);
             scope.spawn(move || {
                 for n in 0..8 {
-                    // All want the same key and the same name: one gets each.
+                    // All try the same key and the same name: one gets each.
                     let key = format!("same {n}");
                     match c.prepare(&key, "base") {
                         Ok(_) => match c.commit(&format!("layer {n}"), &key) {
@@ -171,7 +171,7 @@ fn told(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn systemd_is_told_and_settings_are_read_anew() {
+fn systemd_is_notified_and_settings_are_reloaded() {
     let Some(mut server) = Server::stopped(&[], &[]) else {
         return;
     };
@@ -190,7 +190,7 @@ fn systemd_is_told_and_settings_are_read_anew() {
     let reload = |text: &str| {
         fs::write(&config, text).unwrap();
         server.signal(1);
-        // In one message, or units of the type notify-reload wait for ever.
+        // In one message, or units of type notify-reload wait forever.
         let said = told(&manager);
         assert!(
             said.contains("RELOADING=1") && said.contains("MONOTONIC_USEC="),
@@ -202,11 +202,11 @@ fn systemd_is_told_and_settings_are_read_anew() {
     if fs::metadata("/dev/fuse").is_ok() {
         assert_eq!(c.prepare("after", "on").unwrap()[0].r#type, "fuse3.vellum");
     }
-    // What was the kernel's stays readable; what can't be understood changes nothing.
+    // Kernel mounts stay readable; an invalid setting changes nothing.
     reload("no such setting = 1\n");
     assert!(c.mounts("before").is_ok());
     let log = server.log();
-    assert!(log.contains("the old settings hold"), "{log}");
+    assert!(log.contains("keeping the old settings"), "{log}");
     assert!(log.contains("no such setting"), "the reason is told: {log}");
     let pid = server.pid();
     server.end();
@@ -215,13 +215,13 @@ fn systemd_is_told_and_settings_are_read_anew() {
 }
 
 #[test]
-fn a_socket_that_systemd_hands_over_is_served() {
+fn a_socket_passed_by_systemd_is_served() {
     let Some(server) = Server::stopped(&[], &[]) else {
         return;
     };
     let listener = UnixListener::bind(server.socket()).unwrap();
     let serve = server.serve_command();
-    // The descriptor comes as the third, for this very process: a shell arranges both.
+    // The descriptor must be number 3, and the pid that of this process: a shell arranges both.
     let mut child = Command::new("sh")
         .args([
             "-c",
@@ -250,7 +250,7 @@ fn a_socket_that_systemd_hands_over_is_served() {
     );
 }
 
-/// What gRPC health says of a service.
+/// Returns what gRPC health reports for a service.
 fn serves(server: &Server, service: &str) -> bool {
     let status = server.runtime.block_on(async {
         let endpoint = Endpoint::from_shared(format!("unix://{}", server.socket().display()));
@@ -265,7 +265,7 @@ fn serves(server: &Server, service: &str) -> bool {
 }
 
 #[test]
-fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back() {
+fn a_server_whose_store_is_covered_touches_nothing_and_continues_when_it_is_back() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -274,7 +274,7 @@ fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back()
     c.prepare("w", "base").unwrap();
     c.prepare("litter", "base").unwrap();
     c.remove("litter").unwrap();
-    // Another store, made and closed before: what an old disk at the same place would be.
+    // Another store, created and closed earlier, like an old disk at the same place.
     let other = server.home.join("other");
     let mut make = Command::new(env!("CARGO_BIN_EXE_vellum"));
     make.arg("--root").arg(&other).arg("--run-dir");
@@ -319,7 +319,8 @@ fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back()
     server.assert_sound();
 }
 
-/// All names below a directory, the database's own files left out: it may be looked at.
+/// Returns all names below a directory, without the database's own files, since reading the
+/// database is allowed.
 fn names_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -336,7 +337,7 @@ fn names_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn numbers_health_and_logs_tell_what_the_server_does() {
+fn metrics_health_and_logs_show_what_the_server_does() {
     let metrics = vellum_testkit::clients::Home::new().unwrap();
     let at = metrics.join("m");
     let address = format!("unix:{}", at.display());
@@ -354,7 +355,7 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
     c.remove("w").unwrap();
     c.cleanup().unwrap();
     let ask = |request: &str| {
-        // It listens for calls before it listens for this.
+        // It listens for calls before it listens for metrics.
         let mut connected = None;
         wait_for("the socket of the numbers", || {
             connected = UnixStream::connect(&at).ok();
@@ -387,7 +388,7 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
         assert!(said.contains(line), "{line} is not in\n{said}");
     }
     assert!(ask("GET /other HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
-    // A port that others reach is refused.
+    // A port that is reachable from elsewhere is refused.
     let mut elsewhere = server.serve_command();
     elsewhere.args(["--metrics", "0.0.0.0:0"]);
     assert_eq!(elsewhere.output().unwrap().status.code(), Some(2));
@@ -409,7 +410,7 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
 }
 
 #[test]
-fn containerd_never_sees_what_is_vellum_s_own_and_the_other_way_round() {
+fn containerd_and_vellum_never_see_each_others_snapshots() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -431,13 +432,12 @@ fn containerd_never_sees_what_is_vellum_s_own_and_the_other_way_round() {
     let own = run(server.vellum().args(["images", "--json"])).unwrap();
     let own: serde_json::Value = serde_json::from_str(&own).unwrap();
     assert_eq!(own.as_array().unwrap().len(), 1);
-    // Vellum's gc keeps what containerd keeps the accounts of.
+    // Vellum's gc keeps snapshots that containerd manages.
     run(server.vellum().args(["gc", "--quiet"])).unwrap();
     assert!(c.mounts("active").is_ok());
     c.commit_on("more", "active", Labels::new(), "").unwrap();
     run(server.vellum().args(["rm", "box"])).unwrap();
-    // What uses the disk is told by containerd's own keys, and nothing of it as what a collection
-    // would free.
+    // `df` lists them by containerd's keys, and doesn't count them as space that gc would free.
     let text = run(server.vellum().args(["df", "--verbose"])).unwrap();
     assert!(
         text.contains("containerd/theirs") && text.contains("containerd/more"),

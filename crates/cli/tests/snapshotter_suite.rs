@@ -6,10 +6,10 @@ use std::process::Command;
 use vellum_testkit::clients::{Home, available, run};
 use vellum_testkit::untested;
 
-/// What is served in turn: the name the suite runs under, and the command's flags.
+/// The servers under test: the name that the suite runs under, and the command's flags.
 ///
-/// By the name the suite leaves out what overlayfs can't do: containerd 2's renames of directories
-/// of a lower layer.
+/// The suite chooses by name what to skip because overlayfs can't do it: in containerd 2, renames
+/// of directories from a lower layer.
 const SERVED: [(&str, &str); 4] = [
     ("fuse-overlayfs", "--engine vellum"),
     ("overlayfs", ""),
@@ -17,7 +17,7 @@ const SERVED: [(&str, &str); 4] = [
     ("vellum", "--storage-driver native"),
 ];
 
-/// With redirects nothing needs to be left out.
+/// With redirects nothing needs to be skipped.
 const WITH_REDIRECTS: [(&str, &str); 2] = [
     ("vellum", "--mount-opt redirect_dir=on"),
     ("vellum", "--engine vellum --mount-opt redirect_dir=on"),
@@ -27,9 +27,9 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../snapshotter/tests/suite")
 }
 
-/// Runs the compiled suite once for everything that is served.
+/// Runs the compiled suite once for each server under test.
 fn run_all(suite: &Path, served: &[(&str, &str)]) {
-    // Not on tmpfs or overlay, where overlays can't be; and short.
+    // Not on tmpfs or overlay, where overlays don't work; and the path must be short.
     let home = Home::new().unwrap();
     let bin = Path::new(env!("CARGO_BIN_EXE_vellum"));
     let path = std::env::var("PATH").unwrap_or_default();
@@ -56,7 +56,7 @@ fn run_all(suite: &Path, served: &[(&str, &str)]) {
         );
     };
     let one = &one;
-    // Two at once: each waits for the disk much of its time.
+    // Two at once, because each waits for the disk much of the time.
     std::thread::scope(|scope| {
         for half in served.chunks(served.len().div_ceil(2)) {
             scope.spawn(move || half.iter().copied().for_each(one));
@@ -64,7 +64,7 @@ fn run_all(suite: &Path, served: &[(&str, &str)]) {
     });
 }
 
-/// Compiles the suite with one of its two glues, in GOPATH mode, and runs it.
+/// Compiles the suite with the glue code for one containerd version, in GOPATH mode, and runs it.
 fn compile_and_run(
     go: &Path,
     gopath: &Path,
@@ -95,7 +95,7 @@ fn compile_and_run(
 }
 
 #[test]
-fn containerd_s_suite_passes_with_every_driver_and_engine() {
+fn containerds_suite_passes_with_every_driver_and_engine() {
     const SUITE: &str =
         "/usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite";
     if !available(&["go", "mount.fuse3"]) {
@@ -113,7 +113,7 @@ fn containerd_s_suite_passes_with_every_driver_and_engine() {
 }
 
 #[test]
-fn containerd_2_s_suite_passes_with_every_driver_and_engine() {
+fn the_suite_of_containerd_2_passes_with_every_driver_and_engine() {
     if !available(&["mount.fuse3"]) {
         return;
     }

@@ -1,5 +1,5 @@
-//! What trees show that were made through the snapshotter: marks, attributes, links, limits and
-//! ids, mounted as clients mount them.
+//! The contents of trees created through the snapshotter: marks, attributes, links, limits and ids,
+//! mounted as clients mount them.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -104,8 +104,8 @@ fn a_layer_unpacked_before_its_parent_keeps_whiteouts_and_directories_keep_their
     assert_eq!(seen.3, [false, true, true, true, false]);
     server.assert_sound();
 
-    // Trees that hold everything can't be put on a parent afterwards, and that is said before
-    // anything is unpacked.
+    // Trees that are full copies can't get a parent afterwards, and the error comes before anything
+    // is unpacked.
     let Some(native) = Server::start(&["--storage-driver", "native"], &[]) else {
         return;
     };
@@ -188,7 +188,7 @@ fn attributes_and_links_are_kept_across_layers() {
         assert_eq!(seen.2.unwrap(), 0, "{flags:?}");
         assert_eq!(seen.3, 0o4711, "{flags:?}");
         // The kernel's overlay may break the link at the rename's copy-up; whatever it shows is
-        // there.
+        // correct.
         assert!(seen.4.is_ok() && seen.5.is_ok(), "{flags:?}");
         assert_eq!(seen.6.unwrap(), Path::new("dir/old"), "{flags:?}");
         assert!(seen.7, "{flags:?}: a view can be written");
@@ -235,7 +235,7 @@ fn mapping() -> Labels {
 
 #[test]
 fn owners_are_shown_as_the_labels_map_them() {
-    // Without the capability the client mounts as ever, and the engine maps.
+    // Without the capability the client mounts as usual, and the engine maps.
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -299,8 +299,8 @@ fn owners_that_a_client_mapped_itself_are_not_mapped_again() {
         let c = server.client();
         c.layer("base", "");
         let at = server.home.join("mnt");
-        // What containerd does where it was told of no `remap-ids`: a copy with other owners, and
-        // the labels all the same.
+        // What containerd does without `remap-ids`: a copy with other owners, and the labels
+        // anyway.
         mount_at(&c.prepare("copy-remap", "base").unwrap(), &at);
         run(Command::new("chown")
             .args(["-hR", "100000:100000"])
@@ -350,7 +350,7 @@ fn a_tree_that_is_one_directory_is_mapped_by_the_kernel_or_refused() {
 }
 
 #[test]
-fn who_maps_ids_stays_whatever_settings_become_and_deep_chains_are_the_engine_s() {
+fn changed_settings_keep_who_maps_ids_and_the_engine_maps_deep_chains() {
     let Some(mut server) = Server::start(&[], &["--remap-ids"]) else {
         return;
     };
@@ -388,7 +388,7 @@ fn who_maps_ids_stays_whatever_settings_become_and_deep_chains_are_the_engine_s(
 }
 
 #[test]
-fn a_chain_as_deep_as_images_go_is_mounted_by_the_client_s_own_means() {
+fn the_deepest_image_chain_is_mounted_by_the_clients_own_means() {
     let Some(server) = Server::start(&[], &[]) else {
         return;
     };
@@ -433,7 +433,7 @@ fn a_chain_as_deep_as_images_go_is_mounted_by_the_client_s_own_means() {
         .output()
         .unwrap();
     if !mounted.status.success() {
-        // mount(8) of util-linux 2.39 and later hands paths over one by one.
+        // mount(8) of util-linux 2.39 and later passes paths one by one.
         untested(
             "a full page of options",
             String::from_utf8_lossy(&mounted.stderr),
@@ -452,7 +452,7 @@ fn a_commit_is_refused_on_a_parent_of_another_driver() {
     };
     server.client().layer("native", "");
     server.end();
-    // The default changes; what is there stays under its own driver.
+    // The default changes; existing snapshots stay under their driver.
     let config = server.home.join("vellum.toml");
     fs::write(&config, "").unwrap();
     let Some(other) = Server::stopped(&[], &[]) else {

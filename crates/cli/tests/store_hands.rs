@@ -1,5 +1,5 @@
-//! A store that others may reach into: its directories open to them, owned by them, or led out of
-//! it by a link or a mount.
+//! A store that other users can manipulate: its directories are writable by them, owned by them, or
+//! lead outside through a link or a mount.
 
 mod support;
 
@@ -38,7 +38,7 @@ fn world() -> Option<(World, PathBuf)> {
     Some((world, image))
 }
 
-/// Without the slash that an empty name would leave.
+/// Without the trailing slash that an empty name would give.
 fn own_path(world: &World, own: &str) -> PathBuf {
     match own {
         "" => world.root(),
@@ -46,10 +46,10 @@ fn own_path(world: &World, own: &str) -> PathBuf {
     }
 }
 
-/// A tree outside that holds what the names in the store's directories are.
+/// A tree outside with the same names as the store's directories.
 fn canary(world: &World, of: &Path) -> PathBuf {
     let outside = world.scratch.join("outside");
-    // What the link leads to has all the names that a collection knows, and more.
+    // The link's target has all the names that gc knows, and more.
     let copied = std::process::Command::new("cp")
         .arg("-aT")
         .arg(of)
@@ -73,8 +73,8 @@ fn canary(world: &World, of: &Path) -> PathBuf {
     outside
 }
 
-/// Runs everything that changes a store, most of which has to be refused by name while `path` is
-/// not the store's own.
+/// Runs every command that changes a store. Most must be refused with the name while `path` is not
+/// the store's own.
 #[track_caller]
 fn refused_by_name(world: &World, image: &Path, path: &Path, outside: &Path) {
     let before = Tree::read(outside).unwrap();
@@ -89,7 +89,7 @@ fn refused_by_name(world: &World, image: &Path, path: &Path, outside: &Path) {
         &["check", "--rebuild", "--force"],
     ] {
         let said = world.run(args);
-        // What is there already needs no new file.
+        // An existing image needs no new file.
         assert!(
             said.err.contains(name) || said.out.contains(name),
             "{args:?} with {name}: {said:?}"
@@ -145,7 +145,7 @@ fn a_mount_over_staging_or_trash_is_refused_by_name() {
         let path = world.root().join(own);
         let outside = canary(&world, &path);
         mount::bind(&outside, &path, BindOptions::default()).unwrap();
-        // As after a boot: nothing is noted of what was there before.
+        // As after a boot: no notes about the earlier state.
         fs::remove_dir_all(world.run_dir()).unwrap();
         refused_by_name(&world, &image, &path, &outside);
         mount::unmount(&path, mount::Detach::No).unwrap();
@@ -155,7 +155,7 @@ fn a_mount_over_staging_or_trash_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_others_may_write_is_told_of_and_closed() {
+fn a_directory_that_others_may_write_is_reported_and_closed() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -164,7 +164,7 @@ fn a_directory_that_others_may_write_is_told_of_and_closed() {
         let was = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
         for mode in [0o777, 0o775, 0o770, 0o1777, was | 0o020, was | 0o002] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            // Every command says so, and a check fails for it.
+            // Every command reports it, and a check fails because of it.
             let said = world.run(&["ls"]);
             assert!(
                 said.code == 0 && said.err.contains(path.to_str().unwrap()),
@@ -187,7 +187,7 @@ fn a_directory_that_others_may_write_is_told_of_and_closed() {
 }
 
 #[test]
-fn a_directory_of_another_user_is_told_of() {
+fn a_directory_of_another_user_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -209,7 +209,7 @@ fn a_directory_of_another_user_is_told_of() {
 }
 
 #[test]
-fn an_access_control_list_that_lets_others_write_is_told_of() {
+fn an_acl_that_lets_others_write_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -243,7 +243,7 @@ fn an_access_control_list_that_lets_others_write_is_told_of() {
 }
 
 #[test]
-fn a_tree_or_volume_that_others_may_write_is_told_of() {
+fn a_tree_or_volume_that_others_may_write_is_reported() {
     let Some((world, _image)) = world() else {
         return;
     };
@@ -267,7 +267,7 @@ fn a_tree_or_volume_that_others_may_write_is_told_of() {
         assert!(said.code == 1 && said.out.contains("uid 1000"), "{said:?}");
         chown(&path, Some(0), None).unwrap();
     }
-    // What is in a volume is its users'.
+    // The content of a volume belongs to its users.
     fs::set_permissions(
         world.root().join("volumes/data/_data"),
         fs::Permissions::from_mode(0o1777),
@@ -281,7 +281,7 @@ fn a_store_may_be_reached_through_a_link_and_made_in_a_directory_of_its_owner() 
     let Some(world) = World::new() else { return };
     let image = small(&world.scratch);
     let real = world.scratch.dir("real");
-    // What `mkdir` leaves to a plain user with a group of its own.
+    // The mode that `mkdir` gives a plain user with a private group.
     fs::set_permissions(&real, fs::Permissions::from_mode(0o775)).unwrap();
     let link = world.scratch.join("link");
     symlink(&real, &link).unwrap();

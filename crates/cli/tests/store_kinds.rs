@@ -1,12 +1,12 @@
-//! Whatever stands in the place of a file or directory of the store, no command hangs, dies, or
-//! touches anything outside.
+//! Whatever replaces a file or directory of the store, no command hangs, crashes, or touches
+//! anything outside.
 //!
-//! Each place of a store is taken by each kind of thing: pipes, sockets, devices, links,
+//! Each place in a store is replaced by each kind of thing: pipes, sockets, devices, links,
 //! directories, files of the wrong length or content. Then every command is run on it, one after
-//! the other, each of which has to end by itself. A tree outside, which the links lead to and whose
-//! names are those that a collection would take, has to stay as it is. With `VELLUM_SLOW=1` all
-//! places meet all kinds, with every storage driver; otherwise each place meets three, chosen so
-//! that each kind is met.
+//! the other, and must end by itself. A tree outside must stay as it is; the links lead to it, and
+//! it has the names that gc would remove. With `VELLUM_SLOW=1` all places are tested with all
+//! kinds, with every storage driver; otherwise each place is tested with three, chosen so that
+//! every kind occurs.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{World, small};
 use vellum_sys::{Dir, FileKind};
 use vellum_testkit::{Scratch, Tree, needs_root};
 
-/// Longer than any command takes on a machine that has other things to do.
+/// Longer than any command takes on a busy machine.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 const KINDS: [&str; 12] = [
@@ -129,7 +129,7 @@ impl Store {
     fn places(&self) -> Vec<PathBuf> {
         let base = self.scratch.path();
         let all = find(&base.join("base"), |path| {
-            // Not what the image holds, but for the top of it.
+            // Not the image's content, except its top directory.
             let inner = path.components().any(|part| {
                 ["diff", "root", "upper", "_data", "merged"]
                     .iter()
@@ -189,7 +189,7 @@ fn find(top: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// A tree outside the store whose names are those of things that a collection takes.
+/// A tree outside the store, with the names of things that gc removes.
 fn canary(scratch: &Scratch, name: &str) -> PathBuf {
     let top = scratch.dir(name);
     let hex = "ab".repeat(32);
@@ -234,7 +234,7 @@ fn plant(kind: &str, at: &Path, outside: &Path) {
     match kind {
         "pipe" => dir.mknod(name, FileKind::Fifo, 0o600, (0, 0)).unwrap(),
         "socket" => dir.mknod(name, FileKind::Socket, 0o600, (0, 0)).unwrap(),
-        // /dev/zero: whatever reads it to its end never ends.
+        // /dev/zero: reading it to its end never ends.
         "device" => dir.mknod(name, FileKind::Char, 0o600, (1, 5)).unwrap(),
         "directory" => fs::create_dir(at).unwrap(),
         "full directory" => {
@@ -251,7 +251,7 @@ fn plant(kind: &str, at: &Path, outside: &Path) {
     }
 }
 
-/// Every command on a store of which one place is taken. Returns how many were run.
+/// Runs every command on a store with one place replaced. Returns how many were run.
 fn cell(store: &Store, place: &Path, kind: &str) -> u64 {
     let here = store.scratch.join(format!("cell-{}", unique()));
     fs::create_dir(&here).unwrap();
@@ -318,8 +318,8 @@ fn cell(store: &Store, place: &Path, kind: &str) -> u64 {
         );
         let now = Tree::read(&canary).unwrap();
         assert_eq!(now, before, "{args:?} with a {kind} at {}", place.display());
-        // A link that leads out is named by a check, unless an earlier command has put the right
-        // thing in its place.
+        // A check names a link that leads out, unless an earlier command has replaced it by the
+        // right thing.
         let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
         if args == ["check"] && kind == "link outside" && is_link && is_own(place) {
             let name = place.strip_prefix("base").unwrap().to_str().unwrap();
@@ -343,7 +343,7 @@ fn cell(store: &Store, place: &Path, kind: &str) -> u64 {
     commands.len() as u64
 }
 
-/// True for what a check looks at: not litter that a sweep takes, nor what only one command uses,
+/// True for what a check examines: not litter that a sweep removes, nor what only one command uses,
 /// nor a name without content.
 fn is_own(place: &Path) -> bool {
     let name = place.to_str().unwrap();
@@ -423,7 +423,7 @@ fn no_command_hangs_on_or_leaves_a_store_of_native() {
     }
 }
 
-/// The places that a driver alone has, each with what hangs a reader and what leads outside.
+/// The places specific to a driver, each with kinds that would hang a reader or lead outside.
 fn one_of(driver: &'static str, names: &[&str]) {
     if !needs_root("device nodes and mounts") {
         return;
@@ -443,8 +443,8 @@ fn one_of(driver: &'static str, names: &[&str]) {
 }
 
 #[test]
-fn a_place_of_the_world_is_all_the_store_has() {
-    // The matrix is as good as its list of places: what a store gets anew has to be in it.
+fn the_list_of_places_is_complete() {
+    // The matrix is only as good as its list of places: new entries of a store must be added to it.
     let Some(world) = World::new() else { return };
     let image = small(&world.scratch);
     world.ok(&["load", "--input", image.to_str().unwrap()]);

@@ -1,5 +1,5 @@
-//! What goes wrong around a store, with the real command: things mounted over it, trees in use,
-//! reboots, moved disks.
+//! Trouble around a store, with the real command: things mounted over it, trees in use, reboots,
+//! moved disks.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use vellum_testkit::scratch::unmount;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root, untested};
 
-/// A store with its run directory, and a directory tree to make containers from. Everything is
+/// A store with its run directory, and a directory tree to create containers from. Everything is
 /// unmounted at the end.
 struct World {
     scratch: Scratch,
@@ -19,7 +19,7 @@ struct World {
 }
 
 impl World {
-    /// `None`, and recorded as untested, without root.
+    /// `None`, and recorded as untested, if not run as root.
     fn new() -> Option<World> {
         if !needs_root("mounting") {
             return None;
@@ -64,7 +64,7 @@ impl World {
         String::from_utf8(out.stderr).unwrap()
     }
 
-    /// Makes a container over the tree and returns where it is mounted.
+    /// Creates a container over the tree and returns where it is mounted.
     #[track_caller]
     fn mounted(&self, name: &str) -> PathBuf {
         let tree = self.scratch.join("tree");
@@ -79,7 +79,7 @@ impl World {
         PathBuf::from(self.ok(&["mount", name]))
     }
 
-    /// What a reboot leaves: no mounts, no run directory.
+    /// The state after a reboot: no mounts, no run directory.
     fn reboot(&self) {
         mount::unmount_all(&self.root).unwrap();
         std::fs::remove_dir_all(self.scratch.join("run")).unwrap();
@@ -107,7 +107,7 @@ fn said(args: &[&str], out: Output) -> String {
         .to_string()
 }
 
-/// A process that said a line and now waits for its input to end.
+/// A process that has printed a line and waits for its input to end.
 struct Waiting(Child);
 
 impl Waiting {
@@ -144,12 +144,12 @@ fn gone(world: &World, name: &str) {
     assert!(!world.ok(&["ls"]).contains(name));
     let trees = |dir: &str| std::fs::read_dir(world.root.join(dir)).unwrap().count();
     assert_eq!((trees("trash"), trees("staging")), (0, 0));
-    // `l` and the empty base that containers over directories stand on.
+    // `l`, and the empty base of containers over directories.
     assert_eq!((trees("overlay2"), trees("overlay2/l")), (2, 1));
 }
 
 #[test]
-fn rm_removes_a_container_a_process_sits_in() {
+fn rm_removes_a_container_that_a_process_uses() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     let sitter = Waiting::start(
@@ -164,7 +164,7 @@ fn rm_removes_a_container_a_process_sits_in() {
 }
 
 #[test]
-fn rm_removes_a_container_another_mount_namespace_holds() {
+fn rm_removes_a_container_that_another_mount_namespace_holds() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     let holder = Waiting::start(Command::new("unshare").args([
@@ -201,7 +201,7 @@ fn rm_removes_a_container_with_something_mounted_in_and_over_it() {
 }
 
 #[test]
-fn who_waits_for_another_command_is_told_and_can_stop() {
+fn a_command_that_waits_for_another_says_so_and_can_be_stopped() {
     let Some(world) = World::new() else { return };
     world.mounted("held");
     let [record] = &serde_json::from_str::<Vec<serde_json::Value>>(&world.ok(&["inspect", "held"]))
@@ -242,7 +242,7 @@ fn a_store_behind_a_symbolic_link_knows_what_is_mounted() {
     let real = std::mem::replace(&mut world.root, link.join("root"));
     let merged = world.mounted("box");
     std::fs::write(merged.join("own"), "x").unwrap();
-    // By either name, and it is one mount.
+    // By either name; it is a single mount.
     for root in [&real, &world.root] {
         let said = world.command(root, &["mount"]).output().unwrap();
         assert!(String::from_utf8(said.stdout).unwrap().contains("box"));
@@ -310,13 +310,13 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
             0,
             "nothing was made in what covers it"
         );
-        // The way back, as the error says it.
+        // The remedy that the error gives.
         for cover in covers.iter().rev() {
             unmount(cover).unwrap();
         }
         assert!(world.ok(&["ls"]).contains("box"));
     }
-    assert!(running.finish(), "the container went on meanwhile");
+    assert!(running.finish(), "the container kept running");
     assert_eq!(
         std::fs::read_to_string(merged.join("written")).unwrap(),
         "beforemore\n"
@@ -325,7 +325,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
 }
 
 #[test]
-fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
+fn mounted_containers_reveal_a_covered_store_when_the_run_directory_is_lost() {
     let Some(world) = World::new() else { return };
     world.mounted("box");
     std::fs::remove_dir_all(world.scratch.join("run")).unwrap();
@@ -343,7 +343,7 @@ fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
 }
 
 #[test]
-fn a_store_whose_disk_is_gone_is_not_made_anew() {
+fn a_store_whose_disk_is_gone_is_not_created_again() {
     let Some(mut world) = World::new() else {
         return;
     };
@@ -459,7 +459,7 @@ fn same(expect: &Tree, dir: &Path) {
 }
 
 #[test]
-fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
+fn a_foreign_mount_over_a_container_is_neither_mistaken_for_it_nor_removed() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");
     std::fs::write(merged.join("own"), "own").unwrap();
@@ -501,7 +501,7 @@ fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
     );
 }
 
-/// A docker-archive of `count` layers: each has a file of its own and replaces the one they all
+/// A docker-archive of `count` layers: each adds its own file and replaces the one that they all
 /// have.
 fn tall_image(world: &World, count: usize) -> PathBuf {
     let mut ids = Vec::new();
@@ -561,7 +561,7 @@ fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
 }
 
 #[test]
-fn tall_images_mount_by_each_method_as_far_as_it_reaches() {
+fn images_with_many_layers_mount_by_each_method_up_to_its_limit() {
     let Some(world) = World::new() else { return };
     for (count, reaching) in [
         (128, &["layer-fds", "lowerdir-plus", "option-page"][..]),
@@ -598,7 +598,7 @@ fn tall_images_mount_by_each_method_as_far_as_it_reaches() {
 }
 
 #[test]
-fn a_store_with_an_odd_and_long_name_mounts_by_each_method() {
+fn a_store_with_a_long_unusual_name_mounts_by_each_method() {
     use std::os::unix::ffi::OsStrExt;
     let Some(mut world) = World::new() else {
         return;

@@ -1,4 +1,4 @@
-//! What every call is handed, and how it is answered.
+//! What every call receives, and how it is answered.
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use vellum_sys::Cancel;
 
 use crate::wire::{CONTENT_TYPE, Reply};
 
-/// What every call is handed.
+/// What every call receives.
 #[derive(Clone)]
 pub struct Shared {
     /// The driver.
     pub graph: Arc<Graph>,
-    /// Set when the server must end before its calls do.
+    /// Set when the server must end without waiting for its calls.
     pub cancel: Cancel,
 }
 
-/// The answer to a call that failed. Never status 200; see the crate's own page. The one place
-/// where errors are logged.
+/// Returns the answer to a call that failed, and logs the error; no other place does. The status is
+/// never 200, for the reason given in the crate's documentation.
 pub fn refused(name: &'static str, text: &str) -> Response {
     tracing::warn!(call = name, error = text, "failed");
     let reply = Reply {
@@ -31,7 +31,7 @@ pub fn refused(name: &'static str, text: &str) -> Response {
     json(StatusCode::INTERNAL_SERVER_ERROR, &reply)
 }
 
-/// A JSON answer.
+/// Returns a JSON answer.
 pub fn json(status: StatusCode, reply: &impl Serialize) -> Response {
     match serde_json::to_vec(reply) {
         Ok(text) => (
@@ -40,10 +40,10 @@ pub fn json(status: StatusCode, reply: &impl Serialize) -> Response {
             Body::from(text),
         )
             .into_response(),
-        // A path that is no text, in a store whose own path is none.
+        // A path that is not UTF-8, in a store whose own path isn't.
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the answer can't be put into JSON: {error}"),
+            format!("cannot encode the answer as JSON: {error}"),
         )
             .into_response(),
     }

@@ -1,5 +1,5 @@
-//! The two calls that carry a tar: bytes pass between the socket and a thread that blocks, through
-//! a short queue.
+//! The two calls that carry a tar. A short queue passes the bytes between the socket and a blocking
+//! thread.
 
 use std::io::{self, Read};
 use std::time::Instant;
@@ -18,11 +18,11 @@ use crate::wire::{Reply, Request, ids_of, text_of};
 /// Pieces in a queue.
 const QUEUE: usize = 8;
 
-/// Bytes of a piece that is sent.
+/// Size of the pieces that are sent.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// `Diff`: the answer's body is the tar. The status is sent once its first bytes are there; what
-/// fails later breaks the connection.
+/// `Diff`: the answer's body is the tar. The status is sent when its first bytes are ready; an
+/// error after that breaks the connection.
 pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
     const NAME: &str = "Diff";
     let request: Request = match serde_json::from_slice(&body) {
@@ -30,7 +30,7 @@ pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
         Err(error) => {
             return refused(
                 NAME,
-                &format!("what was asked is no JSON of that call: {error}"),
+                &format!("the request is not valid JSON for this call: {error}"),
             );
         }
     };
@@ -45,7 +45,7 @@ pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
         });
         let (piece, mut tar) = match started {
             Ok((piece, tar)) => {
-                // Nobody waits any more: then nobody reads either, and the first piece finds out.
+                // If the caller is gone, sending the first piece will fail too.
                 let _ = first.send(Ok(()));
                 (piece, tar)
             }
@@ -60,7 +60,7 @@ pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
                 Ok(None) => return,
                 Ok(Some(piece)) => {
                     if pieces.blocking_send(Ok(piece)).is_err() {
-                        tracing::debug!(call = NAME, id = request.id, "nobody reads any more");
+                        tracing::debug!(call = NAME, id = request.id, "the reader is gone");
                         return;
                     }
                 }
@@ -70,9 +70,9 @@ pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
                         call = NAME,
                         id = request.id,
                         error = text,
-                        "failed on the way"
+                        "failed while sending"
                     );
-                    // Whoever went away needs no end.
+                    // A reader that is gone doesn't need it.
                     let _ = pieces.blocking_send(Err(error));
                     return;
                 }
@@ -88,7 +88,7 @@ pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
         )
             .into_response(),
         Ok(Err(text)) => refused(NAME, &text),
-        Err(_) => refused(NAME, "the thread that did it died"),
+        Err(_) => refused(NAME, "the thread that handled the call panicked"),
     }
 }
 
@@ -108,7 +108,7 @@ fn read_piece(tar: &mut impl Read) -> io::Result<Option<Bytes>> {
     Ok((filled > 0).then(|| piece.into()))
 }
 
-/// `ApplyDiff`: the question's body is the tar.
+/// `ApplyDiff`: the request's body is the tar.
 pub async fn apply_diff(
     State(shared): State<Shared>,
     RawQuery(query): RawQuery,
@@ -130,8 +130,8 @@ pub async fn apply_diff(
         let mut wanted = true;
         while let Some(piece) = stream.next().await {
             let broken = piece.is_err();
-            // What nobody wants any more is read all the same: the daemon can't send it twice, and
-            // listens only once it has sent it all.
+            // The rest is read even if the work has ended: the daemon can't send it twice, and
+            // reads the answer only after it has sent everything.
             if wanted {
                 let piece = piece.map(Piece::Bytes).map_err(io::Error::other);
                 wanted = pieces.send(piece).await.is_ok();
@@ -140,7 +140,7 @@ pub async fn apply_diff(
                 return;
             }
         }
-        // If that fails the other side has all it wants.
+        // If that fails, the work has ended and doesn't need it.
         let _ = pieces.send(Ok(Piece::End)).await;
     };
     let (done, ()) = tokio::join!(work, feed);
@@ -157,12 +157,12 @@ pub async fn apply_diff(
             )
         }
         Ok(Err(error)) => refused(NAME, &text_of(&error)),
-        Err(_) => refused(NAME, "the thread that did it died"),
+        Err(_) => refused(NAME, "the thread that handled the call panicked"),
     }
 }
 
-/// What passes from the socket to the reader. The end is said, since a queue also ends when the
-/// daemon goes away.
+/// What passes from the socket to the reader. The end is explicit, because the queue also ends when
+/// the daemon goes away.
 enum Piece {
     Bytes(Bytes),
     End,
@@ -195,7 +195,7 @@ impl Read for QueueReader {
                 None => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
-                        "whoever sent the layer went away in the middle",
+                        "the daemon closed the connection in the middle of the layer",
                     ));
                 }
             }

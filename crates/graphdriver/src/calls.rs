@@ -1,5 +1,5 @@
-//! One handler per call. Work that touches the disk runs on threads of its own, so that no call
-//! waits for another's.
+//! One handler per call. Work that touches the disk runs on blocking threads, so that no call waits
+//! for another.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,11 +18,11 @@ use crate::answers::{Shared, json, refused};
 use crate::bodies;
 use crate::wire::{Activation, Capabilities, Init, Reply, Request, text_of};
 
-/// What a call that asks nothing is taken to have asked.
+/// The request assumed for a call without arguments.
 const NOTHING: Bytes = Bytes::from_static(b"{}");
 
-/// The body of a call that asks nothing. It is read all the same: a connection closed on bytes that
-/// nobody took is reset, and the answer may be lost with it.
+/// The body of a call without arguments. It is read anyway: closing a connection with unread bytes
+/// resets it, and the answer may be lost.
 type Unused = Bytes;
 
 /// Returns the plugin's calls.
@@ -51,10 +51,10 @@ pub fn router(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// A call of a newer Docker, or no call at all.
+/// A call of a newer Docker, or not a call at all.
 async fn unknown(uri: Uri, _: Unused) -> Response {
     let reply = Reply {
-        err: format!("{} is no call of this plugin", uri.path()),
+        err: format!("{} is not a call of this plugin", uri.path()),
         ..Reply::default()
     };
     json(StatusCode::NOT_FOUND, &reply)
@@ -200,8 +200,8 @@ async fn diff_size(shared: State<Shared>, body: Bytes) -> Response {
     .await
 }
 
-/// Does one call on a thread of its own and logs it. It is finished also if the daemon does not
-/// wait for the answer.
+/// Does one call on a blocking thread and logs it. The call runs to its end even if the daemon does
+/// not wait for the answer.
 async fn call<Q: DeserializeOwned + Send + 'static>(
     State(shared): State<Shared>,
     name: &'static str,
@@ -211,7 +211,7 @@ async fn call<Q: DeserializeOwned + Send + 'static>(
     if body.trim_ascii().is_empty() {
         return refused(
             name,
-            "the call has come without its body: the server was killed in the middle of it, and Docker sends it again without. Do again what failed",
+            "request without a body: Docker is retrying a call that was interrupted when the server was killed. Repeat the command that failed",
         );
     }
     let question = match serde_json::from_slice(&body) {
@@ -219,7 +219,7 @@ async fn call<Q: DeserializeOwned + Send + 'static>(
         Err(error) => {
             return refused(
                 name,
-                &format!("what was asked is no JSON of that call: {error}"),
+                &format!("the request is not valid JSON for this call: {error}"),
             );
         }
     };
@@ -232,6 +232,6 @@ async fn call<Q: DeserializeOwned + Send + 'static>(
             json(StatusCode::OK, &reply)
         }
         Ok(Err(error)) => refused(name, &text_of(&error)),
-        Err(_) => refused(name, "the thread that did it died"),
+        Err(_) => refused(name, "the thread that handled the call panicked"),
     }
 }

@@ -1,5 +1,5 @@
-//! The shapes of questions and answers, as Go's JSON writes and reads them: absent means empty, and
-//! so does null.
+//! The shapes of requests and answers, as Go's JSON writes and reads them: an absent or null field
+//! means empty.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,14 +13,14 @@ use vellum_sys::with_causes;
 /// The type of every JSON answer.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
-/// Most of the calls.
+/// The request of most calls.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Request {
     /// The layer.
     #[serde(rename = "ID")]
     pub id: String,
-    /// What it stands on, or is compared with.
+    /// The layer below it, or the one to compare it with.
     pub parent: String,
     /// SELinux label.
     pub mount_label: String,
@@ -29,7 +29,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns how the layer is to be made.
+    /// Returns how to create the layer.
     pub fn creation(&self, read_write: bool) -> Creation {
         Creation {
             read_write,
@@ -39,7 +39,7 @@ impl Request {
     }
 }
 
-/// What the daemon says at its start.
+/// What the daemon sends when it starts.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Init {
@@ -47,10 +47,10 @@ pub struct Init {
     pub home: PathBuf,
     /// Storage options, `name=value`.
     pub opts: Option<Vec<String>>,
-    /// The user namespace's users.
+    /// The uid mappings of the user namespace.
     #[serde(rename = "UIDMaps")]
     pub uid_maps: Option<Vec<IdMap>>,
-    /// Its groups.
+    /// The gid mappings of the user namespace.
     #[serde(rename = "GIDMaps")]
     pub gid_maps: Option<Vec<IdMap>>,
 }
@@ -77,16 +77,16 @@ impl Init {
     }
 }
 
-/// Any answer: what a call doesn't give is left out.
+/// The answer to any call. Fields that a call doesn't return are left out.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Reply {
-    /// What went wrong; empty: nothing.
+    /// The error; empty if there is none.
     pub err: String,
     /// Where a tree is mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// Whether there is such a layer.
+    /// Whether the layer exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exists: Option<bool>,
     /// What `docker info` shows.
@@ -110,8 +110,8 @@ pub struct Reply {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Capabilities {
-    /// A layer's diff is the tar that it was made of, to the bit: the daemon need not keep a record
-    /// of its own.
+    /// A layer's diff is bit for bit the tar that it was made from, so the daemon needn't keep a
+    /// record of its own.
     pub reproduces_exact_diffs: bool,
 }
 
@@ -119,8 +119,8 @@ pub struct Capabilities {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Change {
-    /// With a leading slash. JSON has no bytes: what is not UTF-8 is replaced, as Docker's own
-    /// drivers do.
+    /// With a leading slash. JSON can't carry arbitrary bytes, so what is not UTF-8 is replaced, as
+    /// in Docker's own drivers.
     pub path: String,
     /// 0 modified, 1 added, 2 deleted.
     pub kind: u8,
@@ -143,11 +143,11 @@ impl From<GraphChange> for Change {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Activation {
-    /// The kinds of plugin in it.
+    /// The plugin interfaces that it implements.
     pub implements: &'static [&'static str],
 }
 
-/// Returns an error with its causes and what to do about it, in one line: the daemon passes on one.
+/// Returns an error with its causes and hint in one line, because the daemon passes on one line.
 pub fn text_of(error: &Error) -> String {
     let mut text = with_causes(error);
     if let Some(hint) = error.hint() {
@@ -156,8 +156,8 @@ pub fn text_of(error: &Error) -> String {
     text
 }
 
-/// Takes the ids out of the query of an `ApplyDiff`. Nothing is unescaped, because nothing was
-/// escaped.
+/// Returns the id and the parent from the query of an `ApplyDiff`. Nothing is unescaped, because
+/// the daemon doesn't escape.
 pub fn ids_of(query: &str) -> (String, String) {
     let value = |name: &str| {
         query
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_in_an_address_are_taken_as_they_are() {
+    fn ids_in_a_query_are_not_unescaped() {
         let check = |query: &str, id: &str, parent: &str| {
             assert_eq!(ids_of(query), (id.to_owned(), parent.to_owned()), "{query}");
         };
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_leave_out_what_they_do_not_give() {
+    fn absent_fields_are_left_out_of_answers() {
         let text = serde_json::to_string(&Reply::default()).unwrap();
         assert_eq!(text, r#"{"Err":""}"#);
         let reply = Reply {

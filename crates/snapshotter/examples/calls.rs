@@ -37,7 +37,7 @@ async fn prepare(client: &mut Client, key: &str, parent: &str) -> Result<Vec<Mou
         snapshotter: "vellum".into(),
         key: key.into(),
         parent: parent.into(),
-        // As the unpacker labels it: then the server follows what is written.
+        // The label that an unpacker sets: with it the server tracks what is written.
         labels: BTreeMap::from([(
             "containerd.io/snapshot.ref".to_owned(),
             format!("sha256:{key}"),
@@ -85,7 +85,7 @@ fn row(what: &str, mut times: Vec<Duration>) {
     );
 }
 
-/// Layers of 16 files of 64 KiB, each prepared, filled, committed, looked at and removed.
+/// Layers of 16 files of 64 KiB, each prepared, filled, committed, queried and removed.
 async fn calls(mut client: Client, rounds: usize, name: &str) -> Result<(), Failed> {
     let content = vec![7; 64 << 10];
     let mut times: [Vec<Duration>; 5] = Default::default();
@@ -134,7 +134,7 @@ async fn calls(mut client: Client, rounds: usize, name: &str) -> Result<(), Fail
     Ok(())
 }
 
-/// Chains of ten layers, until there are so many snapshots.
+/// Creates chains of ten layers, until there are `count` snapshots.
 async fn many(mut client: Client, count: usize) -> Result<(), Failed> {
     let begun = Instant::now();
     let mut parent = String::new();
@@ -168,7 +168,7 @@ async fn many(mut client: Client, count: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Removes all of them, as a collection does: children first, then the space.
+/// Removes all of them, as garbage collection does: children first, then Cleanup.
 async fn empty(mut client: Client, count: usize) -> Result<(), Failed> {
     let begun = Instant::now();
     for n in (0..count).rev() {
@@ -181,8 +181,8 @@ async fn empty(mut client: Client, count: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Removes all of them, and tells what each took: a collection of containerd's holds its lock
-/// meanwhile.
+/// Removes all of them and prints the time of each removal, during which containerd's garbage
+/// collection holds its lock.
 async fn removals(mut client: Client, count: usize, name: &str) -> Result<(), Failed> {
     let mut times = Vec::new();
     for n in (0..count).rev() {

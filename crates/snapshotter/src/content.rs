@@ -1,19 +1,20 @@
-//! containerd's content store, of which the differ is a client: blobs read, layers written.
+//! A client of containerd's content store: the differ reads blobs and writes layers there.
 //!
-//! containerd hands its differ a digest and no blob, so the differ asks back over containerd's own
-//! socket. The call's metadata says in which namespace; where it does not, every namespace is
-//! asked. Whether a namespace has the blob is always containerd's answer; the bytes are then read
-//! from the store's file where containerd says its files are (and the digest is checked by whoever
-//! reads them), and over the socket where there is no such file. A lease reaches the differ only
-//! when containerd itself took it, not when the client did: what is written without one gets a
-//! lease of its own, so that no collection takes the blob before the client names it. The lease
-//! ends when the client has, or when the write comes to nothing; if this process ends before, by
-//! itself.
+//! containerd gives its differ a digest without the blob, so the differ fetches it over
+//! containerd's own socket. The call's metadata names the namespace; if it doesn't, every namespace
+//! is asked. Whether a namespace has the blob is always for containerd to say. The bytes are then
+//! read from the content store's file, if containerd reports where its files are and there is such
+//! a file; else over the socket. The reader checks the digest.
 //!
-//! A containerd that can't be reached is told with the path that was tried, and with the flag that
-//! names another.
+//! A lease reaches the differ only if containerd itself created it, not if the client did. A blob
+//! written without a lease gets one of the differ's own, so that garbage collection doesn't remove
+//! the blob before the client references it. That lease ends when the client has done so, or when
+//! the write fails. If this process ends first, the lease expires.
 //!
-//! Nothing is kept between two calls but the connection and the place of the files.
+//! If containerd can't be reached, the error has the path that was tried and the flag to set
+//! another.
+//!
+//! Between calls, only the connection and the location of the files are kept.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -41,19 +42,19 @@ use crate::api::services::leases::v1::{CreateRequest, DeleteRequest};
 use crate::api::services::namespaces::v1::ListNamespacesRequest;
 use crate::api::services::namespaces::v1::namespaces_client::NamespacesClient;
 
-/// What containerd sends and takes at most.
+/// The largest message that containerd sends or accepts.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// One piece of a blob on its way to containerd.
+/// Size of the pieces in which a blob is sent to containerd.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Pieces between the thread that makes them and the connection.
+/// Pieces queued between the thread that produces them and the connection.
 const PIECES: usize = 4;
 
-/// How long a written blob is held when the call came without a lease.
+/// How long a written blob is kept by the differ's own lease.
 const HELD: Duration = Duration::from_secs(600);
 
-/// What labels begin with by which one blob of containerd's holds another.
+/// Prefix of the labels with which one blob in containerd references another.
 const CONTENT_REFERENCE: &str = "containerd.io/gc.ref.content";
 
 /// The label with the digest of the uncompressed layer.
@@ -62,7 +63,7 @@ pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const NAMESPACE: &str = "containerd-namespace";
 const LEASE: &str = "containerd-lease";
 
-/// On whose behalf a call is made.
+/// The namespace and lease on whose behalf a call is made.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     namespace: Option<MetadataValue<Ascii>>,
@@ -70,7 +71,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Reads what containerd sent along with a call.
+    /// Reads the metadata that containerd sent with a call.
     pub fn of(metadata: &MetadataMap) -> Self {
         Self {
             namespace: metadata.get(NAMESPACE).cloned(),
@@ -97,31 +98,29 @@ impl Caller {
     }
 }
 
-/// A connection to containerd. It is made when it is first needed, and again when containerd was
-/// restarted.
+/// A connection to containerd. It is opened at first use, and again after containerd was restarted.
 pub struct Containerd {
     socket: PathBuf,
     channel: Channel,
-    /// Where the content store keeps its files, if it says so.
+    /// Where the content store keeps its files, if it reports that.
     root: OnceCell<Option<PathBuf>>,
 }
 
-/// A blob that one namespace has.
-pub struct Found {
+/// A blob, with the namespace where it was found.
+pub struct FoundBlob {
     caller: Caller,
-    /// What containerd knows of it.
+    /// What containerd knows about it.
     pub info: Info,
 }
 
 impl Containerd {
     /// Returns a client of the containerd that listens on `socket`. Nothing is connected yet.
     ///
-    /// Must be called where tokio runs. Errors: a path that no address can hold.
+    /// Must be called in a tokio runtime. Errors: a path that can't be part of an address.
     pub fn at(socket: &Path) -> Result<Self, tonic::transport::Error> {
         let address = format!("unix://{}", socket.display());
         let endpoint = Endpoint::from_shared(address)?
-            // A layer comes in pieces of a megabyte: the default windows would make it wait for
-            // each.
+            // A layer comes in pieces of 1 MiB: with the default windows, each would wait.
             .initial_stream_window_size(Some(8 << 20))
             .initial_connection_window_size(Some(16 << 20));
         Ok(Self {
@@ -135,38 +134,38 @@ impl Containerd {
         content(&self.channel)
     }
 
-    /// Says of a call that failed for want of a containerd where one was looked for, and how to
-    /// name another place.
+    /// If a call failed because containerd is not there, names the socket that was tried and the
+    /// flag to set another.
     fn or_unreachable(&self, status: Status) -> Status {
         let socket = self.socket.display();
-        let hint = "`vellum serve containerd --containerd PATH` names containerd's own socket";
+        let hint = "set containerd's own socket with `vellum serve containerd --containerd PATH`";
         let unreachable = std::error::Error::source(&status)
             .is_some_and(|source| source.is::<tonic::transport::Error>());
         let said = match status.code() {
             Code::Unimplemented => {
-                format!("what listens on {socket} has no content store; {hint}")
+                format!("the server on {socket} has no content store; {hint}")
             }
             _ if unreachable => {
                 let why = innermost(&status);
-                format!("containerd can't be reached on {socket}: {why}; {hint}")
+                format!("cannot reach containerd on {socket}: {why}; {hint}")
             }
             _ => return status,
         };
         Status::new(status.code(), said)
     }
 
-    /// Looks for a blob in the caller's namespace, or in all if it is not known.
+    /// Looks for a blob in the caller's namespace, or in all namespaces if that is not known.
     ///
-    /// Errors: what containerd answers; `Unavailable` with the socket's path if it does not.
-    pub async fn find(&self, caller: &Caller, digest: &str) -> Result<Found, Status> {
+    /// Errors: containerd's answer; `Unavailable` with the socket's path if there is none.
+    pub async fn find(&self, caller: &Caller, digest: &str) -> Result<FoundBlob, Status> {
         let found = self.find_anywhere(caller, digest).await;
         found.map_err(|status| self.or_unreachable(status))
     }
 
-    async fn find_anywhere(&self, caller: &Caller, digest: &str) -> Result<Found, Status> {
+    async fn find_anywhere(&self, caller: &Caller, digest: &str) -> Result<FoundBlob, Status> {
         if caller.namespace.is_some() {
             let info = self.info(caller, digest).await?;
-            return Ok(Found {
+            return Ok(FoundBlob {
                 caller: caller.clone(),
                 info,
             });
@@ -178,7 +177,7 @@ impl Containerd {
                 continue;
             };
             match self.info(&caller, digest).await {
-                Ok(info) => return Ok(Found { caller, info }),
+                Ok(info) => return Ok(FoundBlob { caller, info }),
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => return Err(status),
             }
@@ -193,16 +192,16 @@ impl Containerd {
         let answer = self.content().info(request).await?.into_inner();
         answer
             .info
-            .ok_or_else(|| Status::internal("containerd answered without an info"))
+            .ok_or_else(|| Status::internal("containerd answered without info"))
     }
 
-    /// Opens a blob for reading. Errors as [`Containerd::find`].
-    pub async fn open(&self, found: &Found) -> Result<Box<dyn Read + Send>, Status> {
+    /// Opens a blob for reading. Errors like [`Containerd::find`].
+    pub async fn open(&self, found: &FoundBlob) -> Result<Box<dyn Read + Send>, Status> {
         let opened = self.open_anyhow(found).await;
         opened.map_err(|status| self.or_unreachable(status))
     }
 
-    async fn open_anyhow(&self, found: &Found) -> Result<Box<dyn Read + Send>, Status> {
+    async fn open_anyhow(&self, found: &FoundBlob) -> Result<Box<dyn Read + Send>, Status> {
         if let Some(file) = self.file(&found.info).await {
             return Ok(Box::new(file));
         }
@@ -216,7 +215,7 @@ impl Containerd {
         tokio::spawn(async move {
             while let Some(piece) = pieces.next().await {
                 let last = piece.is_err();
-                // Nobody reads any more: the blob is given up.
+                // The reader is gone: give up.
                 if sender.send(piece.map(|piece| piece.data)).await.is_err() || last {
                     return;
                 }
@@ -254,15 +253,15 @@ impl Containerd {
             filters: vec!["type==io.containerd.content.v1".into()],
         };
         let plugins = client.plugins(request).await?.into_inner().plugins;
-        // A proxy in its place keeps its blobs elsewhere.
+        // A proxy plugin in its place keeps its blobs elsewhere.
         Ok(match plugins.as_slice() {
             [only] => only.exports.get("root").map(PathBuf::from),
             _ => None,
         })
     }
 
-    /// Starts writing a blob. `name` is that of the write; an unfinished one of that name begins
-    /// anew. Errors as [`Containerd::find`].
+    /// Starts writing a blob. `name` is the name of the write; an unfinished write of that name is
+    /// restarted. Errors like [`Containerd::find`].
     pub async fn write(&self, caller: &Caller, name: &str) -> Result<Writing, Status> {
         let begun = self.begin_write(caller, name).await;
         begun.map_err(|status| self.or_unreachable(status))
@@ -285,7 +284,7 @@ impl Containerd {
             caller.lease = Some(own.id.clone());
         }
         let (sender, receiver) = mpsc::channel(PIECES);
-        // Nothing comes back before the first message has gone out.
+        // containerd answers only after the first message.
         let first = WriteContentRequest {
             action: WriteAction::Stat.into(),
             r#ref: name.clone(),
@@ -312,7 +311,7 @@ impl Containerd {
         })
     }
 
-    /// Makes a lease, which ends by itself should nobody end it.
+    /// Creates a lease. It expires by itself if it is not ended.
     async fn lease(&self, caller: &Caller) -> Result<OwnLease, Status> {
         let id = unique("vellum-diff");
         let end = prost_types::Timestamp::from(SystemTime::now() + HELD);
@@ -326,7 +325,7 @@ impl Containerd {
             .await?;
         let id = id
             .parse()
-            .map_err(|_| Status::internal("a lease has an impossible id"))?;
+            .map_err(|_| Status::internal("a lease has an invalid id"))?;
         Ok(OwnLease {
             channel: self.channel.clone(),
             caller: caller.clone(),
@@ -341,8 +340,7 @@ fn content(channel: &Channel) -> ContentClient<Channel> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Returns the text of what lies at the bottom of an error: the layers above it say "transport
-/// error".
+/// Returns the text of an error's root cause: the errors above it only say "transport error".
 fn innermost(status: &Status) -> String {
     let mut at: &dyn std::error::Error = status;
     while let Some(source) = at.source() {
@@ -351,7 +349,7 @@ fn innermost(status: &Status) -> String {
     at.to_string()
 }
 
-/// A lease of the differ's own. Dropped, it ends.
+/// A lease of the differ's own. It ends when dropped.
 struct OwnLease {
     channel: Channel,
     caller: Caller,
@@ -359,8 +357,8 @@ struct OwnLease {
 }
 
 impl OwnLease {
-    /// Lets the lease go on until something in the namespace names the blob, or nobody has it any
-    /// more; no longer than [`HELD`].
+    /// Keeps the lease until something in the namespace references the blob or the blob is gone; at
+    /// most for [`HELD`].
     fn end_when_named(self, digest: String) {
         tokio::spawn(async move {
             let mut wait = Duration::from_secs(1);
@@ -372,14 +370,14 @@ impl OwnLease {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(status) => {
-                        tracing::debug!(digest, %status, "whether a layer is named can't be told");
+                        tracing::debug!(digest, %status, "cannot tell whether a layer is referenced");
                     }
                 }
             }
         });
     }
 
-    /// Tells whether the blob is there and no other names it.
+    /// Tells whether the blob exists and no other blob references it.
     async fn needs(&self, digest: &str) -> Result<bool, Status> {
         let request = self.caller.request(ListContentRequest::default());
         let mut lists = content(&self.channel).list(request).await?.into_inner();
@@ -411,9 +409,9 @@ impl Drop for OwnLease {
             sync: false,
         });
         runtime.spawn(async move {
-            // It ends by itself later.
+            // If this fails, the lease expires later.
             if let Err(status) = client.delete(request).await {
-                tracing::debug!(lease = id, %status, "a lease was not ended");
+                tracing::debug!(lease = id, %status, "cannot end a lease");
             }
         });
     }
@@ -424,15 +422,15 @@ pub struct Writing {
     client: ContentClient<Channel>,
     caller: Caller,
     name: String,
-    /// Nobody else knows the name.
+    /// Whether the name is the differ's own, unknown to others.
     own_name: bool,
-    /// What holds the blob, if the caller had no lease.
+    /// Keeps the blob, if the caller had no lease.
     lease: Option<OwnLease>,
     sender: mpsc::Sender<WriteContentRequest>,
     answers: tonic::Streaming<crate::api::services::content::v1::WriteContentResponse>,
 }
 
-/// What a blob is to be when it is complete.
+/// What a complete blob must be.
 pub struct Expected {
     /// Its digest.
     pub digest: String,
@@ -443,7 +441,7 @@ pub struct Expected {
 }
 
 impl Writing {
-    /// Returns where a thread writes the bytes.
+    /// Returns the writer to which a thread writes the bytes.
     pub fn writer(&self) -> PieceWriter {
         PieceWriter {
             sender: self.sender.clone(),
@@ -452,7 +450,7 @@ impl Writing {
         }
     }
 
-    /// Takes containerd's answers until `made` ends, which writes to [`Writing::writer`].
+    /// Receives containerd's answers until `made` ends. `made` writes to [`Writing::writer`].
     pub async fn drive<T>(
         &mut self,
         made: impl Future<Output = Result<T, Status>>,
@@ -470,7 +468,7 @@ impl Writing {
         }
     }
 
-    /// Makes the blob be there under its digest; one that is there already will do.
+    /// Commits the blob under its digest. It is fine if the blob already exists.
     pub async fn commit(mut self, expected: Expected) -> Result<(), Status> {
         let digest = expected.digest.clone();
         self.complete(expected).await?;
@@ -506,7 +504,7 @@ impl Writing {
         }
     }
 
-    /// Gives a blob that was there before the label that says what it holds.
+    /// Sets the label with the diff ID on a blob that already existed.
     async fn label(&mut self, expected: &Expected) -> Result<(), Status> {
         let Some(diff_id) = expected.labels.get(UNCOMPRESSED) else {
             return Ok(());
@@ -526,7 +524,7 @@ impl Writing {
         Ok(())
     }
 
-    /// Gives up the blob.
+    /// Aborts the write.
     pub async fn abort(mut self) {
         if !self.own_name {
             return;
@@ -534,15 +532,14 @@ impl Writing {
         let request = self.caller.request(AbortRequest {
             r#ref: self.name.clone(),
         });
-        // What can't be taken back now is collected by containerd within a day.
+        // If this fails, containerd collects the write within a day.
         if let Err(status) = self.client.abort(request).await {
-            tracing::debug!(write = self.name, %status, "a write was not aborted");
+            tracing::debug!(write = self.name, %status, "cannot abort a write");
         }
     }
 }
 
-/// The end of a write that a thread holds. Bytes go out in pieces; [`Write::flush`] sends the last
-/// one.
+/// The thread's end of a write. Bytes are sent in pieces; [`Write::flush`] sends the last one.
 pub struct PieceWriter {
     sender: mpsc::Sender<WriteContentRequest>,
     piece: Vec<u8>,
@@ -577,7 +574,7 @@ impl Write for PieceWriter {
     }
 }
 
-/// A blob that comes in pieces, for a thread to read.
+/// A reader for a thread, over a blob that arrives in pieces.
 struct Pieces {
     receiver: mpsc::Receiver<Result<Vec<u8>, Status>>,
     current: Vec<u8>,
@@ -600,7 +597,7 @@ impl Read for Pieces {
     }
 }
 
-/// A name that nobody else has chosen.
+/// Returns a unique name.
 fn unique(what: &str) -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);

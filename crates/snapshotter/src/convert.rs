@@ -1,7 +1,7 @@
-//! Messages of the contract as values of `service`, and back. Pure.
+//! Converts messages of containerd's API to values of `service` and back. Pure functions.
 //!
-//! Times go out as they are recorded, to the nanosecond; what comes in with them is not read, since
-//! clients send zero times with an update.
+//! Times are sent as recorded, to the nanosecond. Times in requests are ignored, because clients
+//! send zero times with an update.
 
 use vellum_service::containerd::snapshots::{MountEntry, NewSnapshot};
 use vellum_store::{Info, LabelChange, Labels, SnapshotKind};
@@ -14,7 +14,7 @@ use crate::api::types::Mount;
 #[error("cannot update {0:?} of a snapshot: only labels can be changed")]
 pub struct Unchangeable(pub String);
 
-/// Returns what is to be made. An empty parent is none.
+/// Returns the snapshot to create. An empty parent means none.
 pub fn new_snapshot(
     key: String,
     parent: String,
@@ -27,12 +27,12 @@ pub fn new_snapshot(
     }
 }
 
-/// Returns a text, or nothing if it is empty: how the contract writes absence.
+/// Returns a text, or `None` if it is empty, which is how the API writes absence.
 pub fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Returns the mounts as they are sent.
+/// Returns the mounts as a message.
 pub fn mounts(entries: Vec<MountEntry>) -> Vec<Mount> {
     entries
         .into_iter()
@@ -45,10 +45,10 @@ pub fn mounts(entries: Vec<MountEntry>) -> Vec<Mount> {
         .collect()
 }
 
-/// Returns what is recorded, as it is sent.
+/// Returns a snapshot's record as a message.
 pub fn info(info: Info) -> wire::Info {
     wire::Info {
-        // Keys came as text, so text they are.
+        // Keys came in as text, so this loses nothing.
         name: info.key.to_text(),
         parent: info
             .parent
@@ -74,8 +74,8 @@ fn time(at: jiff::Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// Returns what an update changes. No mask and an empty one mean all labels; an empty value
-/// deletes.
+/// Returns what an update changes. An empty mask means all labels; an empty value deletes a
+/// label.
 pub fn changes(labels: Labels, mask: &[String]) -> Result<Vec<LabelChange>, Unchangeable> {
     if mask.is_empty() {
         return Ok(vec![LabelChange::Replace(labels)]);

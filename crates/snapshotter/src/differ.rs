@@ -1,8 +1,8 @@
-//! The diff service: two calls, each of which is a verb of [`vellum_service::containerd::differ`]
-//! with blobs fetched from and brought to containerd.
+//! The diff service: two calls. Each is a verb of [`vellum_service::containerd::differ`], with
+//! blobs fetched from or sent to containerd.
 //!
-//! The work runs on a thread of its own and stops when the caller goes away. What the verbs can't
-//! do is UNIMPLEMENTED, which is how containerd is told to ask its next differ.
+//! The work runs on a blocking thread and stops when the caller goes away. What the verbs can't do
+//! is UNIMPLEMENTED, so that containerd asks its next differ.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// What layers are called, before the word that says how they are compressed.
+/// Media types of layers, without the suffix for the compression.
 const LAYERS: [&str; 4] = [
     LAYER,
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -55,7 +55,7 @@ impl diff::diff_server::Diff for Differ {
         let request = request.into_inner();
         let blob = request
             .diff
-            .ok_or_else(|| Status::invalid_argument("no layer is named"))?;
+            .ok_or_else(|| Status::invalid_argument("the request names no layer"))?;
         if !is_layer(&blob.media_type) {
             return Err(Status::unimplemented(format!(
                 "this differ does not unpack {}",
@@ -134,7 +134,7 @@ impl diff::diff_server::Diff for Differ {
     }
 }
 
-/// Logs what containerd, or the lack of one, made of a call.
+/// Logs a call that failed at containerd, or because containerd is missing.
 fn told(call: &'static str, key: &str, status: Status) -> Status {
     let (code, error) = (status.code(), status.message());
     match code {
@@ -172,7 +172,8 @@ fn descriptor(media_type: &str, digest: &Digest, bytes: u64) -> Result<types::De
     Ok(types::Descriptor {
         media_type: media_type.to_owned(),
         digest: digest.to_string(),
-        size: i64::try_from(bytes).map_err(|_| Status::out_of_range("a layer of 2^63 bytes"))?,
+        size: i64::try_from(bytes)
+            .map_err(|_| Status::out_of_range("the layer has 2^63 bytes or more"))?,
         ..types::Descriptor::default()
     })
 }
@@ -187,8 +188,8 @@ fn entries(mounts: Vec<types::Mount>) -> Vec<MountEntry> {
     mounts.into_iter().map(entry).collect()
 }
 
-/// Runs a verb on a thread that may block, and stops it when nobody waits any more. `call` and
-/// `key` are for the log.
+/// Runs a verb on a blocking thread, and stops it when the caller no longer waits. `call` and `key`
+/// are for the log.
 async fn blocking<T: Send + 'static>(
     shared: &Shared,
     call: &'static str,

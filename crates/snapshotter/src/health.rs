@@ -1,8 +1,9 @@
-//! gRPC health: both services serve as long as the store can be seen.
+//! gRPC health: both services are SERVING while the store is accessible.
 //!
-//! A store that somebody covered, or whose disk is gone, is looked for every few seconds, so that a
-//! probe learns of it, and the log tells of it once, though nobody calls. It comes back by itself;
-//! the server needs no restart. Calls decide for themselves, and nothing here is asked by them.
+//! The store may be hidden by a mount over it, or its disk may be gone. It is checked every few
+//! seconds, so that probes and the log report that even without calls. When the store is accessible
+//! again, so is the service, without a restart. Calls check for themselves and don't use this
+//! state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use crate::differ::Differ;
 use crate::shared::Shared;
 use crate::snapshots::Snapshots;
 
-/// How long between two looks: some ten stat(2).
+/// Time between two checks. A check costs some ten stat(2) calls.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Returns the service, and looks at the store for as long as the runtime lives. `shared` has just
+/// Returns the service, and checks the store for as long as the runtime lives. `shared` has just
 /// opened it.
 pub async fn serve(shared: Arc<Shared>) -> HealthServer<impl Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
@@ -35,9 +36,9 @@ pub async fn serve(shared: Arc<Shared>) -> HealthServer<impl Health> {
             }
             is_there = found.is_ok();
             match found {
-                Ok(()) => tracing::info!("the store is back"),
+                Ok(()) => tracing::info!("the store is accessible again"),
                 Err(status) => {
-                    tracing::error!(error = status.message(), "the store is out of reach")
+                    tracing::error!(error = status.message(), "the store is not accessible")
                 }
             }
             tell(&reporter, is_there).await;

@@ -1,9 +1,9 @@
-//! containerd's snapshotter and differ: gRPC in, verbs of `service` out. It translates and never
-//! decides.
+//! containerd's snapshotter and differ: translates gRPC calls to verbs of `service`, and decides
+//! nothing itself.
 //!
-//! [`server`] listens and ends; [`snapshots`] has the calls of the snapshotter; [`convert`] turns
-//! messages into values and back, [`status`] is the one match from errors to gRPC codes. Blocking
-//! work (files, database) runs on threads of its own and never on those that speak gRPC.
+//! [`server`] starts and ends the server; [`snapshots`] has the calls of the snapshotter;
+//! [`convert`] turns messages into values and back, [`status`] is the one match from errors to gRPC
+//! codes. Blocking work (files, database) runs on its own threads, never on those that handle gRPC.
 #![forbid(unsafe_code)]
 
 pub mod content;
@@ -17,10 +17,10 @@ pub mod shared;
 pub mod snapshots;
 pub mod status;
 
-/// The messages of the contract, made from `proto/`.
+/// The messages of containerd's API, generated from `proto/`.
 #[allow(missing_docs, clippy::all, unused_qualifications)]
 pub mod api {
-    /// What containerd's services have in common.
+    /// Types shared by containerd's services.
     pub mod types {
         tonic::include_proto!("containerd.types");
     }

@@ -1,9 +1,8 @@
-//! What the server counts, in the text form that Prometheus reads, on a unix socket or a loopback
-//! port.
+//! The server's metrics, in Prometheus's text format, on a unix socket or a loopback port.
 //!
-//! Calls and their times are counted as they end; what the store holds is asked for when somebody
-//! reads. Labels are words of ours only (calls, codes, kinds): no key of a client's becomes a
-//! label. `metrics_listener.rs` is the listener.
+//! Calls and their durations are counted when they end; the contents of the store are counted when
+//! the metrics are read. Label values come from fixed sets (calls, codes, kinds), never from a
+//! client's keys. `metrics_listener.rs` is the listener.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,12 +19,12 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use vellum_service::containerd::snapshots as verbs;
 
-/// Where numbers can be read.
+/// Where metrics can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A unix socket.
     Unix(PathBuf),
-    /// A port that only this machine reaches.
+    /// A port that is reachable only from this machine.
     Loopback(SocketAddr),
 }
 
@@ -42,7 +41,7 @@ impl FromStr for Address {
         match given.parse::<SocketAddr>() {
             Ok(at) if at.ip().is_loopback() => Ok(Self::Loopback(at)),
             Ok(_) => Err(format!(
-                "{given} can be reached from elsewhere, and whoever reads is not asked who he is: write 127.0.0.1:PORT, [::1]:PORT or unix:PATH"
+                "{given} can be reached from elsewhere, and readers are not authenticated: use 127.0.0.1:PORT, [::1]:PORT or unix:PATH"
             )),
             Err(_) => Err(format!("{given:?} is neither unix:PATH nor 127.0.0.1:PORT")),
         }
@@ -74,7 +73,7 @@ struct Of {
     kind: &'static str,
 }
 
-/// All numbers. Cheap to count in from any thread.
+/// All metrics. Counting is cheap, from any thread.
 pub struct Metrics {
     registry: Registry,
     calls: Family<Ended, Counter>,
@@ -114,7 +113,7 @@ impl Default for Metrics {
         );
         registry.register(
             "layers_adopted",
-            "Layers that were there and were not unpacked again",
+            "Layers that were already there and were not unpacked again",
             metrics.adopted.clone(),
         );
         registry.register(
@@ -162,7 +161,7 @@ impl Metrics {
         self.swept.inc_by(trees as u64);
     }
 
-    /// Returns everything as text, the store's numbers as given.
+    /// Returns all metrics as text, with the given numbers for the store.
     pub(crate) fn text(&self, held: &[verbs::KindTotals]) -> Result<String, fmt::Error> {
         let mut sum = (0, 0);
         for one in held {
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_can_read() {
+    fn only_local_addresses_are_accepted() {
         let parse = |text: &str| text.parse::<Address>();
         assert_eq!(parse("unix:/run/v"), Ok(Address::Unix("/run/v".into())));
         assert!(matches!(parse("127.0.0.1:9"), Ok(Address::Loopback(_))));
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_told_by_name_and_code() {
+    fn calls_are_counted_by_name_and_code() {
         let metrics = Metrics::default();
         metrics.ended("Stat", tonic::Code::NotFound, Duration::from_millis(1));
         let said = metrics.text(&[]).unwrap();

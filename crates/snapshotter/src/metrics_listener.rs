@@ -1,5 +1,5 @@
-//! The listener that tells the numbers: as much HTTP as a scraper needs, one request, one answer,
-//! closed.
+//! The listener for metrics: as much HTTP as a scraper needs. Each connection has one request and
+//! one answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use vellum_service::serve::{self, ServeError};
 use crate::metrics::Address;
 use crate::shared::Shared;
 
-/// The longest request that is read: a scraper's is short.
+/// The longest request that is read. A scraper's is short.
 const REQUEST_BYTES: usize = 8192;
 
 /// How long a reader may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Listens at `address` and answers every request with the numbers, for as long as the runtime
+/// Listens at `address` and answers every request with the metrics, for as long as the runtime
 /// lives.
 pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
     match address {
@@ -27,7 +27,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), 
             let listening = listen_at(path)?;
             let listener = serve::listener(&listening)?;
             tokio::spawn(async move {
-                // Its end takes the socket away.
+                // Dropping it removes the socket.
                 let _listening = listening;
                 loop {
                     if let Some((stream, _)) = serve::connection(listener.accept().await).await {
@@ -52,7 +52,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), 
     Ok(())
 }
 
-/// Answers one request. A reader that goes away, or says nothing, has no answer.
+/// Answers one request. A reader that goes away or sends nothing gets no answer.
 async fn answer(shared: Arc<Shared>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(PATIENCE, async {
         let mut request = Vec::new();
@@ -77,7 +77,7 @@ async fn answer(shared: Arc<Shared>, mut stream: impl AsyncRead + AsyncWrite + U
              Content-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
-        // Nobody is left to be told.
+        // If this fails, the reader is gone.
         let _ = stream.write_all(head.as_bytes()).await;
         let _ = stream.write_all(body.as_bytes()).await;
         let _ = stream.shutdown().await;

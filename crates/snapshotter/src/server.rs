@@ -1,9 +1,9 @@
-//! The server: what it answers on its socket, and settings that are read anew. How it lives and
-//! ends is told at [`vellum_service::serve`].
+//! The server: the services on its socket, and reloading of settings. For how servers start and end
+//! see [`vellum_service::serve`].
 //!
-//! It listens on a unix socket that only root may use (whoever may connect can mount and remove
-//! everything), or on one that systemd hands over. Ready is said when the store is open and the
-//! socket listens. SIGHUP reads the settings anew: calls under way keep those they began with.
+//! It listens on a unix socket that only root may use (a client that can connect can mount and
+//! remove everything), or on one that systemd passes. It reports ready when the store is open and
+//! the socket listens. SIGHUP reloads the settings; calls in progress keep those they began with.
 //!
 //! Verbs run on a bounded number of threads, each of which may hold a connection to the database.
 
@@ -29,35 +29,35 @@ use crate::shared::Shared;
 use crate::snapshots::Snapshots;
 use crate::status;
 
-/// The longest message either side sends, as containerd has it.
+/// The longest message in either direction; containerd's limit.
 const MESSAGE_BYTES: usize = 16 << 20;
 
 /// Threads for blocking work. Each may hold a connection to the database and its cache.
 const BLOCKING_THREADS: usize = 16;
 
-/// What is to be served, and how.
+/// What to serve, and how.
 pub struct ServeOptions {
-    /// Where the socket is made, unless systemd hands one over.
+    /// Path of the socket, unless systemd passes one.
     pub socket: PathBuf,
-    /// containerd's own socket: the differ fetches layers there, and brings new ones.
+    /// containerd's own socket, where the differ fetches layers and stores new ones.
     pub containerd: PathBuf,
     /// What containerd's configuration says about this server.
     pub client: ClientSettings,
-    /// Where numbers can be read, if anywhere.
+    /// Where to serve metrics, if anywhere.
     pub metrics: Option<Address>,
-    /// Resolves the settings anew.
+    /// Resolves the settings again.
     pub reload: Reload,
 }
 
-/// Resolves the settings anew.
+/// Resolves the settings again.
 pub type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
-/// Serves until told to end (SIGTERM, SIGINT). Opens the store, making it if there is none.
+/// Serves until told to end (SIGTERM, SIGINT). Opens the store, and creates it if there is none.
 ///
-/// Errors: nothing listens any more.
+/// On error, nothing listens any more.
 pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> {
     vellum_service::containerd::snapshots::check_root(&context)?;
-    // A store that can't be opened is told now, not at the first call.
+    // If the store can't be opened, fail now, not at the first call.
     context.store()?;
     let shared = Arc::new(Shared::new(context, options.client));
     serve::run("containerd", BLOCKING_THREADS, async |life| {
@@ -83,13 +83,12 @@ async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), life.ending());
     if let Some(address) = &options.metrics {
         metrics_listener::serve(Arc::clone(shared), address).await?;
-        tracing::info!(%address, "numbers can be read");
+        tracing::info!(%address, "serving metrics");
     }
     let root = shared.context().root().display().to_string();
     tracing::info!(socket = %options.socket.display(), root, "serving");
     life.ready("serving containerd");
-    // What an earlier server left in the trash. What goes wrong is in the log, and Cleanup tries
-    // again.
+    // Delete what an earlier server left in the trash. Errors are logged, and Cleanup tries again.
     let at_start = Arc::clone(shared);
     tokio::spawn(async move {
         let _ = at_start.clean().await;
@@ -99,7 +98,7 @@ async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result
     life.last(server, hangup, &cancel).await
 }
 
-/// Reads the settings anew. Where that fails the old ones hold, and the log says why.
+/// Reloads the settings. If that fails, the old ones stay in effect, and the log says why.
 async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
     let renewed = match (options.reload)() {
         Ok(config) => {
@@ -113,7 +112,7 @@ async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
         Err(error) => Err(status::told(&error, error.hint())),
     };
     match renewed {
-        Ok(()) => tracing::info!("settings were read anew"),
-        Err(error) => tracing::error!(error, "the old settings hold"),
+        Ok(()) => tracing::info!("settings reloaded"),
+        Err(error) => tracing::error!(error, "keeping the old settings"),
     }
 }

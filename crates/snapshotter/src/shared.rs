@@ -1,5 +1,5 @@
-//! What all calls work on: the context that holds now, the numbers, and the threads where a verb
-//! may block.
+//! State shared by all calls: the current context, the metrics, and the threads where a verb may
+//! block.
 
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
@@ -13,12 +13,12 @@ use vellum_sys::sync;
 use crate::metrics::Metrics;
 use crate::status::{self, refused};
 
-/// What all calls work on.
+/// State shared by all calls.
 pub struct Shared {
     context: RwLock<Arc<Context>>,
     client: ClientSettings,
     metrics: Metrics,
-    /// One deletion of what was removed at a time: two would both count what they meet.
+    /// Held while the trash is emptied: two at a time would count the same trees twice.
     cleaning: tokio::sync::Mutex<()>,
 }
 
@@ -33,14 +33,14 @@ impl Shared {
         }
     }
 
-    /// Returns the context that holds now. A call keeps the one it began with.
+    /// Returns the current context. A call keeps the one it began with.
     pub fn context(&self) -> Arc<Context> {
         let held = sync::read(&self.context);
         Arc::clone(&held)
     }
 
-    /// Runs a verb where it may block, and turns its error into a status. `call` and `key` are for
-    /// the log.
+    /// Runs a verb on a blocking thread, and turns its error into a status. `call` and `key` are
+    /// for the log.
     pub async fn run<T: Send + 'static>(
         &self,
         call: &'static str,
@@ -67,7 +67,7 @@ impl Shared {
         done
     }
 
-    /// As [`Shared::run`], for what is no call: nothing is counted.
+    /// Like [`Shared::run`], for work that is not a call: nothing is counted or logged.
     pub(crate) async fn quietly<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Context) -> Result<T, Error> + Send + 'static,
@@ -79,7 +79,7 @@ impl Shared {
         }
     }
 
-    /// Returns what is counted.
+    /// Returns the metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -94,28 +94,28 @@ impl Shared {
         Ok(swept)
     }
 
-    /// Counts what a new layer takes, in the background.
+    /// Counts the space of a new layer, in the background.
     pub fn count_later(self: &Arc<Self>, name: String) {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
             let layer = name.clone();
-            // What went wrong is in the log; whoever asks for the usage has it counted then.
+            // Errors are logged. The next request for the usage counts it then.
             let _ = shared
                 .run("count", &name, move |ctx, _| verbs::count(ctx, &layer))
                 .await;
         });
     }
 
-    /// Works with `config` from now on.
+    /// Uses `config` from now on.
     ///
-    /// Errors: `Invalid` if it names another store: that takes another server.
+    /// Errors: `Invalid` if it names another store, which needs a restart.
     pub(crate) fn renew(&self, config: Config) -> Result<(), Error> {
         let old = self.context();
         let fresh = Context::new(config, old.cancel.clone(), Arc::clone(&old.progress));
         if (fresh.root(), fresh.run_dir()) != (old.root(), old.run_dir()) {
             return Err(Error::Invalid {
                 what: "the settings name another store or run directory".into(),
-                hint: Some("start the server anew for that".into()),
+                hint: Some("restart the server to use them".into()),
             });
         }
         fresh.store()?;

@@ -1,10 +1,10 @@
 //! The ten calls of the snapshotter.
 //!
-//! Each takes a request apart, runs one verb on a thread for blocking work, and puts the answer
-//! together. The client holds locks of its own meanwhile (its metadata transaction over Commit, all
-//! of the snapshotter over List and Remove), so what can wait is left to Cleanup or to the
-//! background. List sends while the store is walked page by page: nothing is locked, and a client
-//! may ask other things between two messages.
+//! Each call unpacks the request, runs one verb on a blocking thread, and builds the answer. During
+//! a call the client holds its own locks (its metadata transaction during Commit, the whole
+//! snapshotter during List and Remove), so work that can wait is left to Cleanup or to the
+//! background. List sends while it reads the store page by page: nothing is locked, and a client
+//! may make other calls between two messages.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::shared::Shared;
 /// How many snapshots one message of a list carries.
 const LIST_CHUNK: usize = 100;
 
-/// Messages of a list that wait for the client.
+/// How many messages of a list are queued for the client.
 const LIST_AHEAD: usize = 4;
 
 /// The snapshotter, as a gRPC service.
@@ -30,12 +30,12 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Answers from what `shared` holds.
+    /// Returns a service on `shared`.
     pub fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
 
-    /// Runs a verb where it may block.
+    /// Runs a verb on a blocking thread.
     async fn verb<T: Send + 'static>(
         &self,
         call: &'static str,
@@ -68,7 +68,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
             Prepared::Known { chain } => {
                 self.shared.metrics().adopted();
                 Err(Status::already_exists(format!(
-                    "the layer {chain} is there already"
+                    "the layer {chain} already exists"
                 )))
             }
         }
@@ -154,7 +154,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let asked = request.into_inner();
         let given = asked
             .info
-            .ok_or_else(|| Status::invalid_argument("an update without info"))?;
+            .ok_or_else(|| Status::invalid_argument("the update has no info"))?;
         let mask = asked.update_mask.unwrap_or_default().paths;
         let changes = convert::changes(given.labels, &mask)?;
         let key = given.name.clone();
@@ -185,7 +185,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
                             return Ok(());
                         }
                         let info = std::mem::replace(&mut chunk, Vec::with_capacity(LIST_CHUNK));
-                        // Nobody listens any more: nothing needs to be said.
+                        // An error here means that the client is gone, so the walk stops.
                         messages
                             .blocking_send(Ok(wire::ListSnapshotsResponse { info }))
                             .map_err(|_| vellum_service::Error::Cancelled)
@@ -200,7 +200,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
                 })
                 .await;
             if let Err(status) = listed {
-                // As above: whoever went away misses nothing.
+                // As above: a client that is gone doesn't need it.
                 let _ = sender.send(Err(status)).await;
             }
         });

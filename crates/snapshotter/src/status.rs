@@ -1,11 +1,11 @@
-//! Errors of verbs as gRPC codes: the one place where they are chosen. What a message itself lacks
-//! is answered where it is read.
+//! The one place that chooses gRPC codes for errors of verbs. Errors in a message itself are
+//! answered where it is read.
 //!
-//! containerd turns codes back into its own errors, and its decisions hang on them: a removal that
-//! fails otherwise than by FAILED_PRECONDITION ends its whole garbage collection, and NOT_FOUND
-//! makes it try something else. A store that can't be seen is UNAVAILABLE: nothing is decided on
-//! what it would have said, and who tries again finds it once it is back. The text carries all
-//! causes, and the hint on a line of its own.
+//! containerd turns codes back into its own errors, and its decisions depend on them: a removal
+//! that fails with anything but FAILED_PRECONDITION ends its whole garbage collection, and after
+//! NOT_FOUND it tries something else. A store that is not accessible is UNAVAILABLE: containerd
+//! concludes nothing from that, and a later retry succeeds once the store is back. The text has all
+//! causes, and the hint on its own line.
 
 use tonic::{Code, Status};
 use vellum_service::Error;
@@ -28,7 +28,7 @@ fn code(error: &Error) -> Code {
         Error::InUse { .. }
         | Error::Plan(_)
         | Error::Unsupported { .. }
-        // Something lies over one tree; see below for the whole store.
+        // A mount covers one tree; for the whole store see below.
         | Error::Covered { note: None, .. } => Code::FailedPrecondition,
         Error::Covered { .. } | Error::Unmounted { .. } | Error::Replaced { .. } => Code::Unavailable,
         Error::Sys(error) if error.is_no_space() => Code::ResourceExhausted,
@@ -54,7 +54,7 @@ fn store_code(error: &StoreError) -> Code {
         Class::AlreadyExists => Code::AlreadyExists,
         Class::FailedPrecondition => Code::FailedPrecondition,
         Class::InvalidArgument => Code::InvalidArgument,
-        // Not UNIMPLEMENTED, which says that there is no such call at all.
+        // Not UNIMPLEMENTED, which would mean that the call itself doesn't exist.
         Class::Unsupported => Code::FailedPrecondition,
         Class::Busy => Code::Unavailable,
         Class::NoSpace => Code::ResourceExhausted,
@@ -63,8 +63,8 @@ fn store_code(error: &StoreError) -> Code {
     }
 }
 
-/// Whether somebody has to do something on this machine, where most refusals are a client's mistake
-/// or answer its question.
+/// Tells whether the operator has to act. Most refusals are a client's mistake or the answer to its
+/// question.
 pub fn is_trouble(error: &Error) -> bool {
     match error {
         Error::Plan(_) | Error::Unsupported { .. } | Error::Covered { .. } => true,
@@ -83,7 +83,7 @@ fn text(error: &Error) -> String {
     told(error, error.hint())
 }
 
-/// An error with its causes and, on a line of its own, what to do.
+/// Returns an error with its causes and, on its own line, the hint.
 pub fn told(error: &dyn std::error::Error, hint: Option<String>) -> String {
     let mut text = with_causes(error);
     if let Some(hint) = hint {
@@ -99,13 +99,13 @@ impl From<Unchangeable> for Status {
     }
 }
 
-/// Returns the status of a verb that failed, having said so in the log.
+/// Logs a verb's failure and returns its status.
 pub(crate) fn refused(call: &'static str, key: &str, error: &Error) -> Status {
     let status = of(error);
     if is_trouble(error) {
         tracing::error!(call, key, code = ?status.code(), error = status.message(), "failed");
     } else {
-        // What clients ask just to know, and what they do wrong.
+        // A client's question or mistake.
         tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
     }
     status

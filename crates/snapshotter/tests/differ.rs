@@ -1,5 +1,5 @@
-//! The differ beside a containerd that is only played: layers out of its content store into
-//! snapshots, and new layers back.
+//! The differ with a fake containerd: layers from its content store into snapshots, and new layers
+//! back.
 
 #[path = "support/fake_containerd.rs"]
 mod fake_containerd;
@@ -44,7 +44,7 @@ struct World {
     differ: Differ,
 }
 
-/// `None`, and said so, where the layers' marks can't be made.
+/// `None`, and recorded as untested, where the layers' marks can't be created.
 fn world(files: bool) -> Option<World> {
     if !is_root() {
         untested("differ", "the test does not run as root");
@@ -123,7 +123,7 @@ impl World {
         Ok(answer.into_inner().applied.unwrap())
     }
 
-    /// What the mount shows.
+    /// Returns what the mount shows.
     fn shown(&self, mounts: &[MountEntry]) -> Tree {
         let [mount] = mounts else {
             panic!("not one mount: {mounts:?}")
@@ -312,7 +312,7 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
             (etc.permissions().mode() & 0o7777, etc.uid(), etc.gid()),
             (0o750, 7, 8)
         );
-        // The base's hard link is one file.
+        // The base's hard links are one file.
         let lower = PathBuf::from(&world.view("look", "1")[0].source);
         let nlink = |name: &str| std::fs::metadata(lower.join(name)).unwrap().nlink();
         assert_eq!((nlink("etc/a"), nlink("etc/b")), (2, 2));
@@ -326,8 +326,8 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
     }
 }
 
-/// A layer that only makes a directory opaque doesn't list it: what shows is the directory below,
-/// emptied.
+/// A layer that only makes a directory opaque doesn't list it. The result is the directory below,
+/// but empty.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
     let Some(world) = world(false) else { return };
@@ -335,7 +335,7 @@ async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
         for own in [true, false] {
             let mut shown = [false, true].map(|rebase| (rebase, Tree::default()));
             for (rebase, tree) in &mut shown {
-                // What most stand on is unpacked once.
+                // The base of most stacks is unpacked once.
                 let name = |at: usize| match at == 0 && layers[0] == opaque::BASE {
                     true => format!("base {own}"),
                     false => format!("{about} {own} {rebase} {at}"),
@@ -432,14 +432,14 @@ async fn a_call_without_a_namespace_finds_its_blob() {
         ..wire::ApplyRequest::default()
     };
     world.differ.apply(Request::new(request)).await.unwrap();
-    // Written is only where the caller said.
+    // Only the caller's target is written to.
     let request = wire::DiffRequest::default();
     let refused = world.differ.diff(Request::new(request)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
+async fn the_differ_writes_only_into_what_is_being_unpacked() {
     let Some(world) = world(true) else { return };
     world.image(&[base()]).await;
     let digest = world.containerd.add(packed(Compression::Gzip, &base()));
@@ -452,7 +452,7 @@ async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
             ..MountEntry::default()
         }]
     };
-    // A layer that is committed, whatever the mount says.
+    // A committed layer, whatever the mount says.
     let error = world
         .apply(&bind(&layer, &["rw"]), &digest)
         .await
@@ -463,7 +463,7 @@ async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    // What lies in the store and is no snapshot's.
+    // A directory in the store that belongs to no snapshot.
     let inside = world.context.root().join("content");
     let error = world
         .apply(&bind(&inside, &["rw"]), &digest)
@@ -475,7 +475,7 @@ async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
         2,
         "sha256 and sha512"
     );
-    // Another snapshotter's directory is taken at its word, by another name too.
+    // Another snapshotter's directory is accepted as given, under another name too.
     let foreign = world.scratch.dir("foreign");
     let link = world.scratch.join("link");
     symlink(&foreign, &link).unwrap();
@@ -499,7 +499,7 @@ async fn the_differ_writes_into_nothing_but_what_is_being_unpacked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_differ_can_not_do_is_left_to_the_next() {
+async fn what_the_differ_cant_do_is_left_to_the_next() {
     let Some(world) = world(true) else { return };
     let digest = world.containerd.add(packed(Compression::Gzip, &base()));
     let mount = |kind: &str, options: &[&str]| MountEntry {
@@ -540,7 +540,7 @@ async fn what_the_differ_can_not_do_is_left_to_the_next() {
     }
 }
 
-/// What Python's reader says about each entry `m` of a layer, a line each.
+/// Returns a line for each entry `m` of a layer, as Python's reader sees it.
 fn told(blob: &[u8], what: &str) -> String {
     let scratch = Scratch::new();
     let path = scratch.file("layer", blob);
@@ -554,7 +554,7 @@ fn told(blob: &[u8], what: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// The names in a layer, with their times.
+/// Returns the names in a layer, with their times.
 fn listed(blob: &[u8]) -> Vec<(String, u64)> {
     let text = told(blob, "int(m.mtime), m.name");
     text.lines()
@@ -625,7 +625,7 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
     let expected = ["etc", "etc/made"].map(|name| (name.to_owned(), epoch as u64));
     assert_eq!(names, expected, "times after the epoch are the epoch");
 
-    // A committed layer against its parent, with a lease of the caller's.
+    // A committed layer against its parent, with the caller's lease.
     let mut request = called(diff(&world.view("right", "2"), &world.view("below", "1")));
     let lease = "theirs".parse().unwrap();
     request.metadata_mut().insert("containerd-lease", lease);
@@ -641,7 +641,7 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
     assert_eq!(names, ["var", "var/v"]);
 }
 
-/// Waits until containerd has as many leases.
+/// Waits until containerd has this many leases.
 async fn leases(world: &World, count: usize) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while world.containerd.state.lock().unwrap().leases.len() != count {
@@ -661,7 +661,7 @@ async fn a_lease_of_the_differ_ends_with_its_use() {
         right: wired(&mounts),
         ..wire::DiffRequest::default()
     };
-    // What comes to nothing holds nothing.
+    // A failed write leaves no lease.
     let nowhere = [MountEntry {
         kind: "overlay".into(),
         source: "overlay".into(),
@@ -687,7 +687,7 @@ async fn a_lease_of_the_differ_ends_with_its_use() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
+async fn a_missing_containerd_is_reported_with_its_path_and_the_flag() {
     let Some(world) = world(false) else { return };
     world.image(&[base()]).await;
     let mounts = world.prepare("box", Some("1"));
@@ -753,7 +753,7 @@ async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
+async fn a_layer_has_the_containers_own_ids_whatever_maps_them() {
     let Some(world) = world(true) else { return };
     if vellum_testkit::clients::find("python3").is_none() {
         untested("differ", "python3 is not installed");
@@ -765,7 +765,7 @@ async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
     }
     world.image(&[base()]).await;
     let mapping = |label: &str| (label.to_owned(), "0:100000:65536".to_owned());
-    // What is not the container's is the host's, and stays so under the kernel.
+    // Ids outside the container's are the host's, and the kernel leaves them so.
     let kernel = [("mine", 100_007), ("roots", 100_000), ("hosts", 3)];
     let engine = [("mine", 7), ("roots", 0), ("hosts", 3)];
     for (key, remap_ids, owners) in [("k", true, kernel), ("e", false, engine)] {
@@ -805,7 +805,7 @@ async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
     }
 }
 
-/// Trees that are not one layer apart are compared as wholes.
+/// Trees that are more than one layer apart are compared as a whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trees_that_are_further_apart_are_compared() {
     let Some(world) = world(true) else { return };

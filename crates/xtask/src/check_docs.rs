@@ -1,30 +1,29 @@
-//! Checks what the documents claim against the tree.
+//! Checks the claims of the documents against the tree.
 //!
 //! * Every promise in `docs/semantics/` names tests that exist ([`crate::promises`]).
-//! * Every relative link of every Markdown file leads to a file.
-//! * Every path in backticks that begins in one of the tree's top directories is there (`*` at its
-//!   end: something that begins so is).
-//! * Every error of the rooms has a row in `docs/errors.md`, and every row is an error's
-//!   ([`crate::errors`]).
+//! * Every relative link in every Markdown file leads to a file.
+//! * Every path in backticks that begins with one of the tree's top directories exists. With `*` at
+//!   its end, a path with that beginning exists.
+//! * Every error has a row in `docs/errors.md`, and every row has an error ([`crate::errors`]).
 //! * No file names a place outside the repository.
 //! * Documents and comments end by column 100 ([`crate::columns`]).
 //!
-//! Texts are compared as text: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
-//! macro of tests that lists the name) above it.
+//! Sources are not parsed: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
+//! test macro that lists the name) above it.
 
 use anyhow::{Context, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Checks everything and lists all that is wrong before it fails.
+/// Checks everything, and lists all problems before it fails.
 pub fn run(root: &Path) -> anyhow::Result<()> {
     let files = tracked_files(root)?;
     let mut wrong = Vec::new();
     let mut tests = BTreeSet::new();
     for file in &files {
         let Ok(bytes) = std::fs::read(root.join(file)) else {
-            continue; // deleted, but not yet committed so
+            continue; // deleted, but the deletion is not committed yet
         };
         let text = String::from_utf8_lossy(&bytes);
         for place in outside_places(&text) {
@@ -64,7 +63,7 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         eprintln!("{line}");
     }
     if !wrong.is_empty() {
-        bail!("{} claims of the documents do not hold", wrong.len());
+        bail!("{} claims in the documents are false", wrong.len());
     }
     println!(
         "documents: {} promises with tests, {} tests, {} files",
@@ -100,7 +99,7 @@ fn tracked_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Places that only exist where somebody happens to work. Written in two parts, so that this file
+/// Places that exist only on a developer's machine. Each is written in two parts, so that this file
 /// passes.
 fn outside_places(text: &str) -> Vec<&'static str> {
     const PLACES: [&str; 4] = [
@@ -115,9 +114,9 @@ fn outside_places(text: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Names of functions that directly follow a `#[test]` attribute, other attributes and comments
-/// between allowed. In a file with a `main` of its own (tests without the usual harness) those that
-/// it calls by a name in quotes.
+/// Returns the names of functions that follow a `#[test]` attribute, with only other attributes and
+/// comments in between. In a file with its own `main` (tests without the usual harness), returns
+/// the functions whose names it has in quotes.
 fn tests_in(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut marked = false;
@@ -147,7 +146,7 @@ fn tests_in(text: &str) -> Vec<String> {
     names
 }
 
-/// Targets of `[text](target)` outside code, without those that name a scheme.
+/// Returns the targets of `[text](target)` outside code, except those with a scheme.
 fn links_in(text: &str) -> Vec<String> {
     let mut links = Vec::new();
     let mut fenced = false;
@@ -173,7 +172,7 @@ fn links_in(text: &str) -> Vec<String> {
     links
 }
 
-/// Paths of the tree in backticks: they begin with a top directory and hold nothing but a path.
+/// Returns the paths in backticks that begin with a top directory of the tree and are only a path.
 fn paths_in(text: &str) -> Vec<String> {
     const TOP: [&str; 6] = [
         "contrib/", "crates/", "docs/", "scripts/", "bench/", "demo/",
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_what_begins_in_the_tree() {
+    fn paths_begin_with_a_top_directory() {
         let text = "`crates/a/b.rs` `docs/x*` `crates/<room>` `demo/run.sh IMAGE` crates/plain `other/x`\n";
         assert_eq!(paths_in(text), ["crates/a/b.rs", "docs/x*"]);
     }

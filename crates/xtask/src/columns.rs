@@ -1,5 +1,5 @@
-//! Documents and comments end by column 100, so that they can be read beside each other and in a
-//! diff. Rows of tables, blocks of code and what has no space to break at are as long as they are.
+//! Documents and comments end by column 100, so that they can be read side by side and in a diff.
+//! Table rows, code blocks and lines without a space to break at may be longer.
 
 use std::path::Path;
 

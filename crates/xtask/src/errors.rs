@@ -1,14 +1,15 @@
-//! Whether every error has its remedy: each variant of the rooms' error enums against the rows of
-//! `docs/errors.md`.
+//! Checks that every error has a documented remedy: compares the variants of the crates' error
+//! enums with the rows of `docs/errors.md`.
 //!
-//! Read as text: an error is a variant below `#[error("...")]` in a `pub enum` whose name ends in
-//! `Error` or `Refusal`. A transparent one passes on another, which has a row of its own.
+//! Sources are read as text: an error is a variant below `#[error("...")]` in a `pub enum` whose
+//! name ends in `Error` or `Refusal`. A transparent variant passes on another error, which has its
+//! own row.
 
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Rooms whose errors people see.
+/// Crates whose errors users see.
 const ROOMS: [&str; 9] = [
     "sys",
     "union",
@@ -35,7 +36,7 @@ pub fn check(root: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
             continue;
         };
         let Ok(source) = std::fs::read_to_string(root.join(file)) else {
-            continue; // deleted, but not yet committed so
+            continue; // deleted, but the deletion is not committed yet
         };
         let names = errors_in(&source).into_iter();
         errors.extend(names.map(|name| format!("{room}::{name}")));
@@ -49,7 +50,7 @@ pub fn check(root: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     Ok(missing.chain(stale).collect())
 }
 
-/// What stands in backticks in the first cell of a table's row.
+/// Returns the text in backticks in the first cell of each table row.
 fn rows_in(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
@@ -57,7 +58,7 @@ fn rows_in(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `Enum::Variant` of each error with a text of its own.
+/// Returns `Enum::Variant` for each error with its own text.
 fn errors_in(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut open: Option<String> = None;

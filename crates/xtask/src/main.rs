@@ -1,11 +1,11 @@
-//! Chores of development: `cargo run -p vellum-xtask -- CHORE`.
+//! Development tasks: `cargo run -p vellum-xtask -- TASK`.
 //!
-//! * `check-docs`: the documents say nothing that the tree does not bear out.
-//! * `shape`: files, lines and import circles of each room;
-//! * `man DIR`: the man pages, by the command itself, since help, pages and completions have one
-//!   definition.
+//! * `check-docs`: checks that the documents agree with the tree.
+//! * `shape`: prints files, lines and import cycles of each crate.
+//! * `man DIR`: writes the man pages with the command itself, since help, man pages and completions
+//!   have one definition.
 //!
-//! A chore belongs here when it must know the tree. What only starts programs is a script.
+//! A task belongs here if it must know the tree. A task that only starts programs is a script.
 #![forbid(unsafe_code)]
 
 mod check_docs;

@@ -1,5 +1,5 @@
-//! The promises in `docs/semantics/`: each has a number on its page, a row of tests in the table at
-//! the end of the page, and each of these tests exists.
+//! Checks the promises in `docs/semantics/`: each has a number on its page and a row of tests in
+//! the table at the end of the page, and each of these tests exists.
 //!
 //! A promise is an item that begins `* **7.** `; its row is `| 7 | tests in backticks |`.
 
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 const PAGES: &str = "docs/semantics";
 
-/// What the pages of a tree say.
+/// The promises on the pages of a tree.
 pub struct Promises {
     pub count: usize,
-    /// What is wrong with them, each with its page.
+    /// The problems found, each with its page.
     pub wrong: Vec<String>,
 }
 
@@ -34,12 +34,11 @@ pub fn check(root: &Path, files: &[PathBuf], tests: &BTreeSet<String>) -> anyhow
     Ok(all)
 }
 
-/// The numbers of the promises on a page in the order in which they stand there, and the tests in
-/// the rows of its table.
+/// The numbers of the promises on a page, in order, and the tests in the rows of its table.
 struct Page {
     promises: Vec<u32>,
     rows: Vec<(u32, Vec<String>)>,
-    /// Lines of items that have no number.
+    /// Lines with items that have no number.
     unnumbered: Vec<usize>,
 }
 
@@ -95,7 +94,7 @@ impl Page {
         }
         let left = rows.keys();
         wrong.extend(
-            left.map(|number| format!("a row of tests for promise {number}, which is not there")),
+            left.map(|number| format!("a row of tests for promise {number}, which doesn't exist")),
         );
         wrong
     }
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_a_number_a_row_or_a_test_is_named() {
+    fn a_missing_number_row_or_test_is_reported() {
         let text = "* None.\n* **1.** One.\n* **2.** Two.\n* **2.** Two.\n\n\
                     | 2 | `four` |\n| 2 | `two` |\n| 3 | `three` |\n";
         let named = [

@@ -1,16 +1,15 @@
-//! The shape of the tree in numbers: files and lines of each room, and import circles inside it.
+//! The shape of the tree in numbers: files and lines of each crate, and import cycles inside it.
 //!
-//! A circle is a set of neighbouring modules (the files of one directory, each with what lies in
-//! its folder) that need each other: none of them can be read, moved or tested alone. A module and
-//! its own folder are one here. Sources are read as text: an import is a path that begins with
-//! `crate::` or `super::`, wherever it stands but in a comment; what follows `#[cfg(test)]` is not
-//! looked at.
+//! A cycle is a set of sibling modules (the files of one directory, each with its own folder) that
+//! need each other: none of them can be read, moved or tested alone. A module and its own folder
+//! count as one. Sources are read as text: an import is a path that begins with `crate::` or
+//! `super::`, anywhere but in a comment. Text after `#[cfg(test)]` is ignored.
 
 use anyhow::Context;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A room: a crate and what was read of it.
+/// A crate, and what was read of it.
 struct Room {
     name: String,
     /// By module path (`overlay::parse`): the non-test text.
@@ -19,9 +18,9 @@ struct Room {
     tests: usize,
 }
 
-/// Prints one row a room, and its circles.
+/// Prints one row for each crate, and its cycles.
 pub fn run(root: &Path) -> anyhow::Result<()> {
-    println!("| room | files | lines | lines of tests | circles |\n|---|---:|---:|---:|---:|");
+    println!("| room | files | lines | lines of tests | cycles |\n|---|---:|---:|---:|---:|");
     let mut told = Vec::new();
     let mut dirs: Vec<_> = std::fs::read_dir(root.join("crates"))?
         .collect::<Result<_, _>>()
@@ -30,24 +29,24 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     for dir in dirs {
         let name = dir.file_name().to_string_lossy().into_owned();
         let room = read(name, &dir.path())?;
-        let circles = circles(&room.modules);
+        let cycles = cycles(&room.modules);
         println!(
             "| {} | {} | {} | {} | {} |",
             room.name,
             room.modules.len(),
             room.lines,
             room.tests,
-            circles.len()
+            cycles.len()
         );
         told.extend(
-            circles
+            cycles
                 .iter()
-                .map(|circle| format!("{}: {}", room.name, circle.join(", "))),
+                .map(|cycle| format!("{}: {}", room.name, cycle.join(", "))),
         );
     }
-    println!("\ncircles: {}", told.len());
-    for circle in told {
-        println!("* {circle}");
+    println!("\ncycles: {}", told.len());
+    for cycle in told {
+        println!("* {cycle}");
     }
     Ok(())
 }
@@ -95,8 +94,8 @@ fn read(name: String, dir: &Path) -> anyhow::Result<Room> {
     Ok(room)
 }
 
-/// Returns the circles among neighbours, in every directory.
-fn circles(modules: &BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
+/// Returns the cycles among sibling modules, for every directory.
+fn cycles(modules: &BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
     let folders: BTreeSet<&[String]> = modules.keys().map(|path| &path[..path.len() - 1]).collect();
     let mut found = Vec::new();
     for folder in folders {
@@ -121,9 +120,9 @@ fn circles(modules: &BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
                 }
             }
         }
-        found.extend(connected(&needs).into_iter().map(|circle| {
+        found.extend(connected(&needs).into_iter().map(|cycle| {
             let prefix = folder.join("::");
-            let named = circle.iter().map(|name| match prefix.as_str() {
+            let named = cycle.iter().map(|name| match prefix.as_str() {
                 "" => (*name).to_owned(),
                 prefix => format!("{prefix}::{name}"),
             });
@@ -133,14 +132,14 @@ fn circles(modules: &BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
     found
 }
 
-/// The paths that `text`, the module `path`, names in its own crate.
+/// Returns the paths in its own crate that `text`, the source of the module `path`, names.
 fn imports<'a>(text: &'a str, path: &'a [String]) -> impl Iterator<Item = Vec<String>> + 'a {
     let starts = text
         .match_indices("crate::")
         .chain(text.match_indices("super::"));
     starts.flat_map(move |(at, word)| {
         let before = text[..at].chars().next_back();
-        // `vellum_x::crate::` is no path, and `super::super::` is met at its first word.
+        // `vellum_x::crate::` is not a path, and `super::super::` is found at its first word.
         if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
             return Vec::new();
         }
@@ -160,8 +159,8 @@ fn imports<'a>(text: &'a str, path: &'a [String]) -> impl Iterator<Item = Vec<St
     })
 }
 
-/// `a::{b, c::d}` behind `base` as the paths it stands for; how deep beyond a module does not
-/// matter.
+/// Expands `a::{b, c::d}` after `base` to the paths it stands for. The depth below a module does
+/// not matter.
 fn expand(base: &[String], rest: &str) -> Vec<Vec<String>> {
     let word_end = rest
         .find(|c: char| !c.is_alphanumeric() && c != '_')
@@ -184,7 +183,7 @@ fn expand(base: &[String], rest: &str) -> Vec<Vec<String>> {
     }
 }
 
-/// The parts between the commas of a list, up to its closing brace.
+/// Returns the parts between the commas of a list, up to its closing brace.
 fn parts(list: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, c) in list.char_indices() {
@@ -205,7 +204,7 @@ fn parts(list: &str) -> Vec<&str> {
     parts
 }
 
-/// The sets of two and more that reach each other.
+/// Returns the sets of two or more that reach each other.
 fn connected<'a>(needs: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<Vec<&'a str>> {
     let reach = |from: &'a str| {
         let mut seen = BTreeSet::new();
@@ -228,9 +227,9 @@ fn connected<'a>(needs: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<Vec<&'a st
             continue;
         }
         let back = |other: &&&str| reached.get(**other).is_some_and(|all| all.contains(name));
-        let circle: Vec<&str> = there.iter().filter(back).copied().collect();
-        done.extend(circle.iter().copied());
-        found.push(circle);
+        let cycle: Vec<&str> = there.iter().filter(back).copied().collect();
+        done.extend(cycle.iter().copied());
+        found.push(cycle);
     }
     found
 }
@@ -249,11 +248,11 @@ mod tests {
 
     #[track_caller]
     fn check(files: &[(&str, &str)], expect: &[&[&str]]) {
-        assert_eq!(circles(&tree(files)), expect);
+        assert_eq!(cycles(&tree(files)), expect);
     }
 
     #[test]
-    fn circles_are_found_among_neighbours() {
+    fn cycles_are_found_among_siblings() {
         check(&[("a", "use crate::b::X;"), ("b", "use std::fs;")], &[]);
         let three = [
             ("a", "use crate::{b::{self, Y}, d};"),

@@ -1,4 +1,4 @@
-//! The process in a container, as `run` and `bundle` take it.
+//! The process in a container: the arguments of `run` and `bundle`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,55 +9,55 @@ use vellum_service::container::bundle::{self as bundles, ProcessRequest};
 
 use crate::exit_code::Failure;
 
-/// Which network a container sees.
+/// The network that a container sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Network {
-    /// Its own, with a loopback device alone
+    /// Its own, with only a loopback device
     None,
     /// The host's
     Host,
 }
 
-/// What `run` and `bundle` have in common.
+/// The arguments that `run` and `bundle` share.
 #[derive(Debug, Args)]
 pub struct Process {
-    /// Set a variable; a bare NAME takes the value from here, or the variable away
+    /// Set an environment variable; a bare NAME copies yours, or unsets it if you have none
     #[arg(long, short, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,
-    /// Bind a directory or named volume: SOURCE:PATH[:ro]
+    /// Bind-mount a host directory or named volume: SOURCE:PATH[:ro]
     #[arg(long, short, value_name = "SOURCE:PATH")]
     pub volume: Vec<OsString>,
-    /// Directory the command starts in; made if it isn't there
+    /// Directory the command starts in; created if missing
     #[arg(long, short, value_name = "DIR")]
     pub workdir: Option<OsString>,
-    /// Run as USER[:GROUP], names or numbers; a number is always an id
+    /// Run as USER[:GROUP], by name or number; a number is always an id
     #[arg(long, short, value_name = "USER")]
     pub user: Option<String>,
-    /// Use this instead of the image's entrypoint; an empty one drops it
+    /// Replace the image's entrypoint; an empty one drops it
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<OsString>,
-    /// The container's host name [default: the beginning of its id]
+    /// Host name of the container [default: the beginning of its id]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Which network it sees
+    /// Network that the container sees
     #[arg(long, value_name = "WHICH", value_enum, default_value = "none")]
     pub network: Network,
-    /// Give it a terminal
+    /// Give the command a terminal
     #[arg(long, short)]
     pub tty: bool,
-    /// Its root can't be written
+    /// Make the container's root read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Add a capability (ALL for all)
+    /// Add a capability, or ALL
     #[arg(long, value_name = "NAME")]
     pub cap_add: Vec<String>,
-    /// Drop a capability (ALL for all)
+    /// Drop a capability, or ALL
     #[arg(long, value_name = "NAME")]
     pub cap_drop: Vec<String>,
 }
 
-/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here;
-/// if there is none, the container has no such variable either.
+/// Resolves the arguments about the process. A bare `-e NAME` copies this process's variable; if it
+/// isn't set here, the container doesn't have it either.
 pub fn process(
     ctx: &Context,
     args: Process,
@@ -65,7 +65,7 @@ pub fn process(
 ) -> Result<ProcessRequest, Failure> {
     let env = args.env.into_iter().map(|variable| {
         if variable.is_empty() {
-            return Err(Failure::misused("--env wants NAME=VALUE, or a NAME"));
+            return Err(Failure::misused("--env needs NAME=VALUE or NAME"));
         }
         let value = match variable.as_bytes().contains(&b'=') {
             true => None,

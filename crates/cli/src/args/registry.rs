@@ -1,4 +1,4 @@
-//! How a registry is reached, for the verbs that ask one.
+//! How to reach a registry, for the verbs that use one.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use clap::{Args, ValueHint};
 use super::absolute;
 use crate::exit_code::Failure;
 
-/// How a registry is reached.
+/// How to reach a registry.
 #[derive(Debug, Args)]
 pub struct Registry {
-    /// Speak plain HTTP with the registry
+    /// Use plain HTTP to talk to the registry
     #[arg(long)]
     pub insecure: bool,
     /// File with registry logins [default: Docker's and Podman's]
@@ -19,7 +19,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Returns what this says about the setting of that name.
+    /// Returns the value for the setting `auth-file`, if the flag was given.
     pub fn auth_file(&self) -> Result<Option<Option<PathBuf>>, Failure> {
         Ok(self
             .auth_file

@@ -1,5 +1,4 @@
-//! Which tree a path is looked for in: a container's, an image's, or that of layers named one by
-//! one.
+//! The tree that a path is looked up in: a container's, an image's, or a list of layers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -13,10 +12,10 @@ use vellum_service::layer::look;
 
 use crate::exit_code::Failure;
 
-/// Which layers are looked at.
+/// The layers to look at.
 #[derive(Debug, Args)]
 pub struct Tree {
-    /// Layers as for `vellum overlay`: lowerdir=TOP:NEXT:..., and upperdir= on top
+    /// Look in these layers, given as for `vellum overlay`: lowerdir=TOP:NEXT:..., upperdir=
     #[arg(
         short = 'o',
         long = "options",
@@ -24,35 +23,35 @@ pub struct Tree {
         conflicts_with = "image"
     )]
     pub options: Vec<OsString>,
-    /// The layers of an image
+    /// Look in the layers of this image
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 }
 
 impl Tree {
-    /// Tells whether it is named by an option.
+    /// Tells whether an option names the tree.
     pub fn is_named(&self) -> bool {
         self.image.is_some() || !self.options.is_empty()
     }
 }
 
-/// Which layers are looked at, and where.
+/// The layers to look at, and the path in them.
 #[derive(Debug, Args)]
 pub struct Look {
-    /// The path in the tree; CONTAINER:PATH for a container's
+    /// Path in the tree; CONTAINER:PATH for a container's
     pub path: OsString,
     #[command(flatten)]
     /// Which tree
     pub tree: Tree,
 }
 
-/// What is looked at: a tree, and the path in it.
+/// Returns the tree to look at, and the path in it.
 pub fn find(path: &OsStr, tree: &Tree) -> Result<(look::Tree, PathBuf), Failure> {
     if let Some(image) = &tree.image {
         return Ok((look::Tree::Image(image.clone()), path.into()));
     }
     if !tree.options.is_empty() {
-        // Read-only is enough, and what is misspelled is an error here as for a mount.
+        // Read-only is enough. A misspelled option is an error, as it is for a mount.
         let parsed =
             parse::parse(Manners::Own, &tree.options).map_err(vellum_overlay::Error::from)?;
         let here = std::env::current_dir().map_err(Error::io("find", "."))?;
@@ -70,7 +69,7 @@ pub fn find(path: &OsStr, tree: &Tree) -> Result<(look::Tree, PathBuf), Failure>
         return Ok((look::Tree::Container(name.to_owned()), inside));
     }
     Err(Failure::misused(format!(
-        "which tree is {} in? write CONTAINER:PATH, or name one with --image or -o lowerdir=...",
+        "which tree is {} in? write CONTAINER:PATH, or name a tree with --image or -o lowerdir=...",
         path.display()
     )))
 }

@@ -1,5 +1,5 @@
-//! `adopt`: what was taken over, and what Docker left lying about. The code is 1 if an image could
-//! not be had.
+//! `adopt`: the images that were adopted, and what Docker left behind. The exit code is 1 if an
+//! image could not be adopted.
 
 use std::path::PathBuf;
 
@@ -14,27 +14,26 @@ use crate::exit_code::{DONE, FAILED};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Take over the images of a Docker data root
+/// Adopt images from a Docker data root into the store
 #[derive(Debug, Args)]
 pub struct Adopt {
-    /// The data root of a Docker daemon with the storage driver overlay2. It is read and never
-    /// changed
+    /// Data root of a Docker daemon with the storage driver overlay2. It is read, never changed
     #[arg(value_name = "DATA-ROOT", value_hint = ValueHint::DirPath)]
     pub data_root: PathBuf,
-    /// Images, by name or id [default: all with a name]
+    /// Images to adopt, by name or id [default: all that have a name]
     #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,
-    /// Images without a name too
+    /// Include images without a name
     #[arg(long, conflicts_with = "images")]
     pub all: bool,
-    /// Read every layer where it lies, compare it with its digest, and store nothing. `whole`
-    /// speaks of contents: owners, modes, xattrs and further names in the tree are not looked at
+    /// Check every layer in place against its digest, and store nothing. `whole` means that file
+    /// contents match: owners, modes, xattrs and extra names in the tree are not checked
     #[arg(long)]
     pub in_place: bool,
-    /// Say what would be adopted, and what is orphaned, without reading layers
+    /// List what would be adopted, and what is orphaned, without reading layers
     #[arg(long, conflicts_with = "in_place")]
     pub dry_run: bool,
-    /// How the answer is printed
+    /// How results are printed
     #[command(flatten)]
     pub output: Output,
 }
@@ -43,7 +42,7 @@ impl Verb for Adopt {
     const GROUP: Group = Group::Images;
     const EXAMPLES: Examples = &[(
         "",
-        "  vellum adopt /var/lib/docker --dry-run      what is there, and what is orphaned
+        "  vellum adopt /var/lib/docker --dry-run      list what is there and what is orphaned
   vellum adopt /var/lib/docker
   vellum adopt /data/docker debian:12 --json
   vellum adopt /var/lib/docker --all --in-place",
@@ -115,13 +114,13 @@ fn adopt(ctx: &Context, args: Adopt, quiet: bool) -> Outcome {
     if !quiet {
         if adopted.unnamed > 0 {
             ctx.progress.say(&format!(
-                "{} images have no name and were left out: --all takes them too",
+                "{} images without a name were left out: --all includes them",
                 adopted.unnamed
             ));
         }
         if !adopted.containers.is_empty() {
             ctx.progress
-                .say("what a container changed comes along if Docker makes an image of it first: docker commit NAME IMAGE");
+                .say("to adopt a container's changes, first make an image of it: docker commit NAME IMAGE");
         }
     }
     Ok(if damaged { FAILED } else { DONE })

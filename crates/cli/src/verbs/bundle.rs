@@ -1,4 +1,4 @@
-//! `bundle`: an OCI runtime bundle of a container.
+//! `bundle`: writes an OCI runtime bundle for a container.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -14,13 +14,13 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Write an OCI runtime bundle for runc, crun or others
+/// Write an OCI runtime bundle for runc, crun or another runtime
 #[derive(Debug, Args)]
 pub struct Bundle {
-    /// The container; it is mounted as the bundle's rootfs
+    /// Container to mount as the bundle's rootfs
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Directory of the bundle; made if it isn't there
+    /// Directory of the bundle; created if missing
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
     /// The command and its arguments [default: the image's]

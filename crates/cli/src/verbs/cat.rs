@@ -1,4 +1,4 @@
-//! `cat`: a file of a tree that is not mounted.
+//! `cat`: prints a file from a tree that is not mounted.
 
 use clap::Args;
 use vellum_service::layer::look;
@@ -8,11 +8,11 @@ use crate::args::tree::{Look, find};
 use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
 
-/// Print a file of a tree, without mounting it
+/// Print a file from a tree without mounting it
 #[derive(Debug, Args)]
 pub struct Cat {
     #[command(flatten)]
-    /// What is read
+    /// What to read
     pub look: Look,
 }
 

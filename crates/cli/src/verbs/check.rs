@@ -1,4 +1,4 @@
-//! `check`: records and trees compared. The code is 1 if something is wrong and was not put right.
+//! `check`: compares records and trees. The exit code is 1 if a problem was found and not repaired.
 
 use clap::Args;
 use vellum_service::Context;
@@ -14,13 +14,13 @@ use crate::start::Start;
 /// Verify that records and trees agree
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Put right what follows from the records: short names, lists of lower layers
+    /// Repair what follows from the records: short names, lists of lower layers
     #[arg(long)]
     pub heal: bool,
-    /// Read every blob and layer, and compare their digests
+    /// Read every blob and layer, and compare it with its digest
     #[arg(long)]
     pub deep: bool,
-    /// Make the database anew from what lies beside it; the old one is kept
+    /// Rebuild the database from the records next to it; the old one is kept
     #[arg(long, conflicts_with_all = ["heal", "deep"])]
     pub rebuild: bool,
     /// Rebuild without asking
@@ -52,7 +52,7 @@ impl Verb for Check {
             out.json(&wrong)?;
         } else {
             for item in &wrong {
-                let healed = if item.healed { " (put right)" } else { "" };
+                let healed = if item.healed { " (repaired)" } else { "" };
                 out.line(format!("{}: {}{healed}", item.what, item.why))?;
             }
         }
@@ -60,13 +60,13 @@ impl Verb for Check {
         let left = wrong.iter().filter(|w| !w.healed).count();
         if !quiet {
             match (wrong.len(), left) {
-                (0, _) => ctx.progress.say("all is well"),
-                (_, 0) => ctx.progress.say("everything found was put right"),
+                (0, _) => ctx.progress.say("no problems found"),
+                (_, 0) => ctx.progress.say("all problems were repaired"),
                 _ if self.heal => ctx.progress.say(&format!(
-                    "{left} left as they are; docs/operations.md says what to do"
+                    "problems left: {left}; docs/operations.md says what to do"
                 )),
                 _ => ctx.progress.say(&format!(
-                    "{left} found; `vellum check --heal` puts right what follows from the records"
+                    "problems found: {left}; `vellum check --heal` repairs what follows from the records"
                 )),
             }
         }
@@ -76,10 +76,10 @@ impl Verb for Check {
 
 fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
     if !args.force
-        && !out::confirm("make the database anew from the records beside it? The old one is kept.")
+        && !out::confirm("rebuild the database from the records next to it? The old one is kept.")
     {
         return Err(Failure::misused(
-            "--rebuild needs --force where nobody can be asked",
+            "--rebuild needs --force when there is no terminal to ask on",
         ));
     }
     let rebuilt = rebuild::rebuild(ctx)?;
@@ -102,7 +102,7 @@ fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
     }
     if !quiet {
         ctx.progress
-            .say("everything found is held: when you have looked, `vellum gc --rebuilt` takes what nothing needs");
+            .say("everything found is kept for you to look at; then `vellum gc --rebuilt` removes what nothing needs");
     }
     Ok(if rebuilt.lost.is_empty() {
         DONE

@@ -1,4 +1,4 @@
-//! `commit`: an image of a container's changes.
+//! `commit`: creates an image from a container's changes.
 
 use clap::Args;
 use vellum_service::Context;
@@ -11,22 +11,22 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Make an image from a container's changes
+/// Create an image from a container's changes
 #[derive(Debug, Args)]
 pub struct Commit {
-    /// The container
+    /// Container to commit
     #[arg(add = complete::containers())]
     pub container: String,
-    /// The new image's name
+    /// Name for the new image
     pub image: Option<String>,
-    /// Set a field of the configuration, as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL,
-    /// STOPSIGNAL, USER, VOLUME, WORKDIR
+    /// Change the image's configuration with a Dockerfile instruction: CMD, ENTRYPOINT, ENV,
+    /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
     #[arg(long, short, value_name = "INSTRUCTION")]
     pub change: Vec<String>,
-    /// Who made it
+    /// Author of the image
     #[arg(long, short, value_name = "TEXT")]
     pub author: Option<String>,
-    /// What the history says
+    /// Comment for the image's history
     #[arg(long, short, value_name = "TEXT")]
     pub message: Option<String>,
     #[command(flatten)]
@@ -66,7 +66,8 @@ fn commit(ctx: &Context, args: Commit, quiet: bool) -> Outcome {
     out.done()?;
     if !quiet {
         for (name, from) in &made.moved_names {
-            ctx.progress.say(&format!("{name} named {from} until now"));
+            ctx.progress
+                .say(&format!("{name} was the name of image {from} until now"));
         }
     }
     Ok(DONE)

@@ -1,4 +1,4 @@
-//! `completions`: the script for a shell.
+//! `completions`: prints the completion script for a shell.
 
 use clap::Args;
 
@@ -10,7 +10,7 @@ use crate::start::Start;
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// The shell
+    /// Shell to complete for
     pub shell: clap_complete::Shell,
 }
 
@@ -24,7 +24,9 @@ impl Verb for Completions {
 
     fn run(self, _: Start<'_>) -> Outcome {
         let script = complete::script(&self.shell.to_string())
-            .ok_or_else(|| Failure::other(format!("there are no completions for {}", self.shell)))?
+            .ok_or_else(|| {
+                Failure::other(format!("completions for {} are not available", self.shell))
+            })?
             .map_err(|e| Failure::other(format!("cannot write completions: {e}")))?;
         let mut out = crate::out::stdout();
         out.bytes(&script)?;

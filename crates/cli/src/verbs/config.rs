@@ -1,4 +1,4 @@
-//! `config`: the settings, and Docker's as Vellum's.
+//! `config`: shows the settings, and converts Docker's.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Show settings, or take over Docker's
+/// Show settings, or convert Docker's
 #[derive(Debug, Subcommand)]
 pub enum Config {
-    /// Show every setting and who gave it
+    /// Show every setting and where it comes from
     Show(ConfigShow),
-    /// Turn Docker's storage settings into Vellum's
+    /// Convert Docker's storage settings to Vellum's
     Import(ConfigImport),
 }
 
@@ -33,10 +33,10 @@ pub struct ConfigShow {
 /// `config import`
 #[derive(Debug, Args)]
 pub struct ConfigImport {
-    /// A daemon.json, a docker-storage file, or - for stdin [default: /etc/docker/daemon.json]
+    /// daemon.json or docker-storage file, or - for stdin [default: /etc/docker/daemon.json]
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
-    /// Docker's storage options themselves: "--storage-driver overlay2 --storage-opt
+    /// Convert these storage options of Docker: "--storage-driver overlay2 --storage-opt
     /// overlay2.size=10G"
     #[arg(
         long,
@@ -45,10 +45,10 @@ pub struct ConfigImport {
         allow_hyphen_values = true
     )]
     pub options: Option<String>,
-    /// Write this file [default: print it]
+    /// File to write [default: stdout]
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long, short)]
     pub force: bool,
 }
@@ -115,7 +115,7 @@ fn import(ctx: &Context, args: ConfigImport) -> Outcome {
         ctx.progress.say(&format!("note: {remark}"));
     }
     let text = toml::to_string(&imported.partial)
-        .map_err(|e| Failure::other(format!("the settings can't be written as TOML: {e}")))?;
+        .map_err(|e| Failure::other(format!("cannot write the settings as TOML: {e}")))?;
     match args.output {
         None => {
             let mut out = stdout();
@@ -125,7 +125,7 @@ fn import(ctx: &Context, args: ConfigImport) -> Outcome {
         Some(path) => {
             write(&path, &text, args.force)?;
             ctx.progress.say(&format!(
-                "wrote {}; `vellum config show` shows what holds now",
+                "wrote {}; `vellum config show` shows the settings in effect",
                 path.display()
             ));
         }
@@ -158,7 +158,7 @@ fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
     let mut file = match options.open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Failure::other(format!(
-                "{} is there already\nhint: --force replaces it",
+                "{} already exists\nhint: --force replaces it",
                 path.display()
             )));
         }

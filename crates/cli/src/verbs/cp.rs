@@ -1,4 +1,4 @@
-//! `cp`: files into a container and out of it.
+//! `cp`: copies files into and out of a container.
 
 use std::ffi::OsString;
 
@@ -17,7 +17,7 @@ pub struct Cp {
     pub source: OsString,
     /// CONTAINER:PATH, a path on the host, or - for a tar on stdout
     pub destination: OsString,
-    /// Keep all attributes, and owners on the way out of a container too
+    /// Keep all attributes, including owners when copying out of a container
     #[arg(long, short)]
     pub archive: bool,
     /// Follow the source if it is a symbolic link

@@ -1,4 +1,4 @@
-//! `create`: a container.
+//! `create`: creates a container.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -16,31 +16,31 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Make a container: a writable layer over an image or a directory
+/// Create a container: a writable layer over an image or a directory
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The image
+    /// Image to start from
     #[arg(add = complete::images(), required_unless_present = "from", conflicts_with = "from")]
     pub image: Option<String>,
-    /// A writable copy of this directory instead of an image; nothing is copied, and the directory
-    /// must stay unchanged meanwhile
+    /// Start from this directory instead of an image. Nothing is copied, so the directory must not
+    /// change while the container exists
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub from: Option<PathBuf>,
-    /// The container's name [default: made from the image's]
+    /// Name for the container [default: derived from the image's]
     #[arg(long, short, value_name = "NAME")]
     pub name: Option<String>,
-    /// Mount it too, and print the directory instead of the name
+    /// Also mount it, and print the directory instead of the name
     #[arg(long)]
     pub mount: bool,
-    /// Limit of the container's own layer, kept by a project quota or else by Vellum's engine:
-    /// 512M, 10G; 0 for none
+    /// Size limit for the container's own layer, such as 512M or 10G, enforced by a project quota
+    /// or else by Vellum's engine; 0 for no limit
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
-    /// Limit of files, directories and others in the container's own layer, kept by Vellum's
-    /// engine; 0 for none
+    /// Limit on the number of files, directories and others in the container's own layer, enforced
+    /// by Vellum's engine; 0 for no limit
     #[arg(long, value_name = "N")]
     pub inodes: Option<u64>,
-    /// Keep a label with the container
+    /// Store a label with the container (repeatable)
     #[arg(long, short, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
     #[command(flatten)]
@@ -53,8 +53,8 @@ impl Verb for Create {
     const EXAMPLES: Examples = &[(
         "",
         "  vellum create debian:12 --name box
-  vellum create --from ./src --name scratch      a writable copy of a directory, at once
-  cd \"$(vellum create --mount debian:12)\"        and its tree at once
+  vellum create --from ./src --name scratch      a writable copy of a directory, nothing copied
+  cd \"$(vellum create --mount debian:12)\"        create and mount in one step
   vellum create debian:12 --size 2G",
     )];
 

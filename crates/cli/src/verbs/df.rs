@@ -1,4 +1,4 @@
-//! `df`: what uses the disk.
+//! `df`: shows what uses the disk.
 
 use clap::Args;
 use vellum_service::names::short_key;
@@ -10,10 +10,10 @@ use crate::exit_code::DONE;
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Show what uses the disk: shared and exclusive, by image, layer and container
+/// Show disk use, shared and exclusive, by image, layer and container
 #[derive(Debug, Args)]
 pub struct Df {
-    /// One line for each image, layer, container and volume
+    /// Print one line for each image, layer, container and volume
     #[arg(long, short)]
     pub verbose: bool,
     #[command(flatten)]
@@ -73,7 +73,7 @@ impl Verb for Df {
         ] {
             let of: Vec<_> = disk.items.iter().filter(|i| i.kind == kind).collect();
             let sum = of.iter().fold(Size::default(), |sum, item| {
-                // A layer counts once, whoever has it.
+                // A layer counts once, however many images use it.
                 let extra = if kind == "layer" {
                     item.shared
                 } else {
@@ -103,7 +103,7 @@ impl Verb for Df {
         out.done()?;
         if disk.unused_layers.inodes > 0 {
             ctx.progress.say(&format!(
-                "{} in layers that no image has: `vellum gc` frees it",
+                "{} in layers that no image uses: `vellum gc` frees it",
                 out::bytes(disk.unused_layers.bytes)
             ));
         }

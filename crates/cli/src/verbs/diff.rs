@@ -1,4 +1,4 @@
-//! `diff`: what a container changed, as a list or as a tar.
+//! `diff`: lists a container's changes, or writes them as a tar.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -15,10 +15,10 @@ use crate::{complete, out};
 /// List what a container changed: A added, C changed, D deleted
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The container
+    /// Container to compare with what it started from
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Write the changes as a layer tar to stdout
+    /// Write the changes to stdout as a layer tar
     #[arg(long, conflicts_with = "json")]
     pub tar: bool,
     #[command(flatten)]
@@ -59,7 +59,7 @@ impl Verb for Diff {
                 let mut bytes = vec![line.kind as u8, b' '];
                 bytes.extend_from_slice(line.path.as_os_str().as_bytes());
                 written = out.line(bytes);
-                // Nobody reads any more: stop as if asked to.
+                // The reader is gone: stop as if cancelled.
                 if written.is_err() {
                     Err(Error::Cancelled)
                 } else {

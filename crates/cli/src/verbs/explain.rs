@@ -1,4 +1,4 @@
-//! `explain`: which layer says what of a path.
+//! `explain`: shows what each layer says about a path.
 
 use std::path::Path;
 
@@ -12,11 +12,11 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Say which layer a path, its attributes and its data come from, and why others are hidden
+/// Show which layer a path, its attributes and its data come from, and why others are hidden
 #[derive(Debug, Args)]
 pub struct Explain {
     #[command(flatten)]
-    /// What is explained
+    /// What to explain
     pub look: Look,
     #[command(flatten)]
     /// How results are printed
@@ -54,7 +54,7 @@ impl Verb for Explain {
             out.line(format!("content:    {layer}"))?;
         }
         for said in &explained.layers {
-            let mark = if said.counts { "" } else { " (not asked)" };
+            let mark = if said.counts { "" } else { " (has no effect)" };
             out.line(format!(
                 "layer {}: {}: {}{mark}",
                 said.layer,

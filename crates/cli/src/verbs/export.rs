@@ -1,4 +1,4 @@
-//! `export`: images in the forms of other programs' stores.
+//! `export`: shows images in the format of another program's store.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Let Podman, Buildah and CRI-O use images where they are
+/// Share the store's images with Podman, Buildah and CRI-O, without copies
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// Make a directory that Podman, Buildah and CRI-O read as an additional image store; its
+    /// Create a directory that Podman, Buildah and CRI-O read as an additional image store; its
     /// layers are the store's own
     #[command(name = "containers-storage")]
     ContainersStorage(ContainersStorage),
@@ -24,16 +24,16 @@ pub enum Export {
 /// `export containers-storage`
 #[derive(Debug, Args)]
 pub struct ContainersStorage {
-    /// The directory; made, or replaced if it is such an export already
+    /// Directory to create; replaced if it is already such an export
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
-    /// The images [default: all that have a name]
+    /// Images to export [default: all that have a name]
     #[arg(add = complete::images())]
     pub images: Vec<String>,
-    /// Say what would be written
+    /// Print what would be written, and write nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Take the export away again
+    /// Remove the export
     #[arg(long, conflicts_with_all = ["images", "dry_run", "json"])]
     pub remove: bool,
     #[command(flatten)]
@@ -82,7 +82,7 @@ impl Verb for Export {
         if !(quiet || args.output.json) {
             let verb = if request.dry_run { "would be" } else { "are" };
             ctx.progress.say(&format!(
-                "{0} images of {1} layers {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
+                "{0} images with {1} layers {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
                 done.images.len(),
                 done.layers,
                 done.dir,

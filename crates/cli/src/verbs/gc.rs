@@ -1,4 +1,4 @@
-//! `gc`: what nothing needs goes.
+//! `gc`: removes what nothing needs.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::out::{self, stdout};
 use crate::report;
 use crate::start::Start;
 
-/// Remove what nothing needs
+/// Remove data that nothing needs
 #[derive(Debug, Args)]
 pub struct Gc {
-    /// Say what would go and why, and remove nothing
+    /// Print what would be removed and why, and remove nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
-    /// Also what `check --rebuild` found and holds until somebody has looked
+    /// Also remove what `check --rebuild` found and keeps for you to look at first
     #[arg(long, conflicts_with = "dry_run")]
     pub rebuilt: bool,
     #[command(flatten)]
@@ -34,14 +34,14 @@ impl Verb for Gc {
         "",
         "  vellum gc --dry-run
   vellum gc
-  vellum gc --rebuilt                     after check --rebuild, when you have looked",
+  vellum gc --rebuilt                     after `check --rebuild`, once you have looked",
     )];
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
         let quiet = start.quiet;
         if self.rebuilt {
-            // Nothing held is as good.
+            // It doesn't matter whether something was held.
             let _ = gc::let_go_of_rebuilt(ctx)?;
         }
         let all = gc::gc(ctx, self.dry_run)?;
@@ -65,14 +65,13 @@ impl Verb for Gc {
         }
         out.done()?;
         if !quiet && all.is_empty() {
-            ctx.progress.say("nothing to collect");
+            ctx.progress.say("nothing to remove");
         }
         Ok(DONE)
     }
 }
 
-/// After a verb that fills the store was stopped, tells what stays for `vellum gc`, or that nothing
-/// does.
+/// If a verb that adds to the store was stopped, reports what it leaves for `vellum gc` to remove.
 pub(super) fn or_tell_what_is_left(ctx: &Context, outcome: Outcome) -> Outcome {
     match outcome {
         Err(failure) if failure.is_cancelled() => {
@@ -83,9 +82,9 @@ pub(super) fn or_tell_what_is_left(ctx: &Context, outcome: Outcome) -> Outcome {
     }
 }
 
-/// Says what a stopped command has left in the store, as `gc --dry-run` finds it.
+/// Describes what a stopped command left in the store, as `gc --dry-run` finds it.
 fn left(ctx: &Context) -> String {
-    // The one at hand is stopped, and so would be each question to it.
+    // The command's own context is cancelled, and would cancel this call too.
     let ctx = Context::new(ctx.config.clone(), Cancel::new(), Arc::new(Silent));
     let Ok(all) = gc::gc(&ctx, true) else {
         return "`vellum gc --dry-run` shows what is left".to_owned();
@@ -98,7 +97,7 @@ fn left(ctx: &Context) -> String {
     match all.len() {
         0 => "nothing is left for `vellum gc` to remove".to_owned(),
         count => format!(
-            "what was complete stays for the next try; `vellum gc` would now remove {count} {} ({})",
+            "complete parts are kept for the next try; `vellum gc` would now remove {count} {} ({})",
             if count == 1 { "item" } else { "items" },
             out::bytes(bytes),
         ),

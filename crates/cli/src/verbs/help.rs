@@ -1,4 +1,4 @@
-//! `help`: a help page.
+//! `help`: shows a help page.
 
 use std::ffi::OsString;
 
@@ -12,7 +12,7 @@ use crate::{help, other_words};
 /// Show the help of a command
 #[derive(Debug, Args)]
 pub struct Help {
-    /// The command, and the one below it [default: all of them]
+    /// Command, or command and subcommand [default: list all commands]
     #[arg(value_name = "COMMAND")]
     pub words: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `history`: which step made which layer.
+//! `history`: shows which build step created which layer.
 
 use clap::Args;
 use jiff::Timestamp;
@@ -11,13 +11,13 @@ use crate::out::stdout;
 use crate::start::Start;
 use crate::{complete, out};
 
-/// Show which step of its build made each layer of an image
+/// Show which build step created each layer of an image
 #[derive(Debug, Args)]
 pub struct History {
-    /// The image
+    /// Image to show
     #[arg(add = complete::images())]
     pub image: String,
-    /// Print full texts
+    /// Print ids and commands in full
     #[arg(long)]
     pub no_trunc: bool,
     #[command(flatten)]

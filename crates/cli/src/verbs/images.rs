@@ -1,4 +1,4 @@
-//! `images`: what is in the store. `--quiet` behind the verb prints ids, as Docker and Podman do.
+//! `images`: lists images. `--quiet` after the verb prints ids, as in Docker and Podman.
 
 use clap::Args;
 use jiff::Timestamp;
@@ -14,10 +14,10 @@ use crate::{complete, out};
 /// List images
 #[derive(Debug, Args)]
 pub struct Images {
-    /// Only those whose name holds this, or fits a pattern such as 'debian:1?'
+    /// List only images whose name contains this, or matches a pattern such as 'debian:1?'
     #[arg(add = complete::images())]
     pub filter: Option<String>,
-    /// Print ids only, one a line
+    /// Print only ids, one per line
     #[arg(long, conflicts_with = "json")]
     pub ids: bool,
     /// Print full ids

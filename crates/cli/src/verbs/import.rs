@@ -1,4 +1,4 @@
-//! `import`: a directory or tar as an image of one layer.
+//! `import`: creates a single-layer image from a directory or tar.
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +11,22 @@ use super::{Examples, Group, Outcome, Verb, gc};
 use crate::args::Output;
 use crate::start::Start;
 
-/// Make an image of one layer from a directory or tar
+/// Create a single-layer image from a directory or tar
 #[derive(Debug, Args)]
 pub struct Import {
-    /// Directory, tar (however compressed), or - for a tar on stdin
+    /// Directory, tar (compressed or not), or - for a tar on stdin
     #[arg(value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
-    /// The new image's name
+    /// Name for the new image
     pub image: Option<String>,
-    /// Set a field of the configuration, as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL,
-    /// STOPSIGNAL, USER, VOLUME, WORKDIR
+    /// Change the image's configuration with a Dockerfile instruction: CMD, ENTRYPOINT, ENV,
+    /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
     #[arg(long, short, value_name = "INSTRUCTION")]
     pub change: Vec<String>,
-    /// What the history says
+    /// Comment for the image's history
     #[arg(long, short, value_name = "TEXT")]
     pub message: Option<String>,
-    /// The platform it is for [default: the machine's]
+    /// Platform of the image [default: the machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
     #[command(flatten)]

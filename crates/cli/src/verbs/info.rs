@@ -1,4 +1,4 @@
-//! `info`: the machine, the store, what can't be done here, and the settings.
+//! `info`: shows the machine, the store, the limits here, and the settings.
 
 use clap::Args;
 use vellum_service::config::Driver;

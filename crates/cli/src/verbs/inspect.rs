@@ -1,5 +1,5 @@
-//! `inspect`: an array in the order of the names. A name is a container first, then an image, then
-//! a volume.
+//! `inspect`: prints an array in the order of the names. A name is looked up first as a container,
+//! then as an image, then as a volume.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::start::Start;
 /// Show everything known about images, containers or volumes, as JSON
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Images, containers or volumes, by name or unique beginning of the id
+    /// Images, containers or volumes, by name or unique id prefix
     #[arg(add = complete::anything(), required = true)]
     pub names: Vec<String>,
 }

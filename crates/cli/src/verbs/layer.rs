@@ -1,4 +1,4 @@
-//! `layer`: layers of layers, in directories that are named one by one.
+//! `layer`: creates layers from other layers, given as directories.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -13,35 +13,35 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Make layers of layers: merge, squash, convert
+/// Create layers from other layers: merge, squash, convert
 #[derive(Debug, Subcommand)]
 pub enum Layer {
-    /// Fold an upper into the layer below it, which then shows what both showed
+    /// Merge an upper into the layer below it, which then shows what both showed together
     Merge(LayerMerge),
-    /// Make one layer that shows what several show
+    /// Combine several layers into one that shows the same
     Squash(LayerSquash),
-    /// Write a layer's marks anew, in another dialect
+    /// Rewrite a layer's marks in another dialect
     Convert(LayerConvert),
 }
 
-/// How marks are written.
+/// The dialect in which marks are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Marks {
-    /// As root's kernel mounts: devices 0:0 and trusted.overlay.*
+    /// Like kernel mounts by root: devices 0:0 and trusted.overlay.*
     Trusted,
-    /// As mounts in a user namespace: devices 0:0 and user.overlay.*
+    /// Like mounts in a user namespace: devices 0:0 and user.overlay.*
     User,
-    /// As archives, AUFS and fuse-overlayfs without privilege: .wh. files
+    /// Like archives, AUFS and unprivileged fuse-overlayfs: .wh. files
     Wh,
 }
 
 /// `layer merge`
 #[derive(Debug, Args)]
 pub struct LayerMerge {
-    /// The upper directory
+    /// Upper directory to merge
     #[arg(value_hint = ValueHint::DirPath)]
     pub upper: PathBuf,
-    /// The layer below it; it is replaced in one step
+    /// Layer below it; replaced in one step
     #[arg(value_hint = ValueHint::DirPath)]
     pub lower: PathBuf,
     #[command(flatten)]
@@ -52,13 +52,13 @@ pub struct LayerMerge {
 /// `layer squash`
 #[derive(Debug, Args)]
 pub struct LayerSquash {
-    /// The layers, top first
+    /// Layers to combine, top first
     #[arg(required = true, value_hint = ValueHint::DirPath)]
     pub layers: Vec<PathBuf>,
-    /// The new layer; there must be nothing yet
+    /// Directory for the new layer; must not exist yet
     #[arg(short = 'O', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub output: PathBuf,
-    /// Nothing lies below: the result is a whole tree without marks
+    /// Write a whole tree without marks, since nothing lies below the layers
     #[arg(long, conflicts_with = "marks")]
     pub whole: bool,
     #[command(flatten)]
@@ -69,10 +69,10 @@ pub struct LayerSquash {
 /// `layer convert`
 #[derive(Debug, Args)]
 pub struct LayerConvert {
-    /// The layer; it is replaced in one step, unless --output names another place
+    /// Layer to convert; replaced in one step, unless --output names another place
     #[arg(value_hint = ValueHint::DirPath)]
     pub layer: PathBuf,
-    /// The new layer; there must be nothing yet
+    /// Directory for the new layer; must not exist yet
     #[arg(short = 'O', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub output: Option<PathBuf>,
     #[command(flatten)]
@@ -83,21 +83,22 @@ pub struct LayerConvert {
 /// How layers are read and written.
 #[derive(Clone, Debug, Args)]
 pub struct LayerHow {
-    /// How the result's marks are written [default: as this user's mounts write them]
+    /// How to write the result's marks [default: as this user's mounts do]
     #[arg(long, value_name = "DIALECT")]
     pub marks: Option<Marks>,
-    /// A layer below those; again for the next. To convert: where renamed directories and files
-    /// without data have their content. Else: what need not be hidden
+    /// Layer below the given ones (repeatable, top first). `convert` reads the content of renamed
+    /// directories and metacopy files from it; `merge` and `squash` drop whiteouts that it doesn't
+    /// need
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub below: Vec<PathBuf>,
-    /// Leave only marks that every reader understands; this is always so
+    /// Write only marks that every reader understands; always on
     #[arg(long)]
     pub plain: bool,
-    /// The work directory that goes with the (top) layer, if it was an upper: for files copied up
-    /// block by block
+    /// Work directory of the (top) layer, if that was an upper; needed for files copied up block by
+    /// block
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub work: Option<PathBuf>,
-    /// Read marks of user.overlay.* (as root: instead of trusted.overlay.*)
+    /// Read marks in user.overlay.* (for root, instead of trusted.overlay.*)
     #[arg(long)]
     pub userxattr: bool,
 }
@@ -201,7 +202,7 @@ fn how(ctx: &Context, args: &LayerHow, whole: bool) -> How {
 fn tell(ctx: &Context, made: &Made) -> Outcome {
     for path in &made.left_out {
         ctx.progress.say(&format!(
-            "left out, since a layer holds no sockets: {}",
+            "left out, because a layer can't hold sockets: {}",
             path.display()
         ));
     }

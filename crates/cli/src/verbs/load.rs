@@ -1,5 +1,5 @@
-//! `load`: images from an archive or layout. What it says of images that came in is said by `pull`
-//! and `import`, too.
+//! `load`: loads images from an archive or layout. `pull` and `import` use its reports about new
+//! images, too.
 
 use std::path::{Path, PathBuf};
 
@@ -13,25 +13,25 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Bring in images from an archive or OCI layout
+/// Load images from an archive or OCI layout
 #[derive(Debug, Args)]
 pub struct Load {
-    /// Archive (docker save's or OCI, however compressed) or OCI layout directory; - is stdin
+    /// Archive (docker save's or OCI, compressed or not) or OCI layout directory; - is stdin
     #[arg(value_hint = ValueHint::AnyPath, default_value = "-")]
     pub archive: PathBuf,
-    /// The same, as Docker spells it
+    /// Same as ARCHIVE, spelled as in `docker load`
     #[arg(long, short, value_name = "FILE", conflicts_with = "archive", value_hint = ValueHint::AnyPath)]
     pub input: Option<PathBuf>,
-    /// Name the image so, where the archive holds one image
+    /// Name for the image, if the archive holds just one
     #[arg(long, short, value_name = "NAME")]
     pub tag: Option<String>,
-    /// Take this platform of a multi-platform image [default: the machine's]
+    /// Platform to take from a multi-platform image [default: the machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
-    /// Keep the compressed layers too, for pushing them on unchanged
+    /// Also keep the compressed layers, so that they can be pushed unchanged
     #[arg(long)]
     pub keep_blobs: bool,
-    /// Layers unpacked at once
+    /// Number of layers to unpack at once [default: one per CPU, at most 8]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     #[command(flatten)]
@@ -93,7 +93,7 @@ pub(super) fn print_one(image: &BroughtIn, json: bool) -> Outcome {
     Ok(DONE)
 }
 
-/// What a user types to mean the image.
+/// Returns what a user types to name the image.
 fn called(image: &BroughtIn) -> String {
     match image.names.as_slice() {
         [] => image.id.clone(),
@@ -105,7 +105,7 @@ pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
     for image in images {
         for (name, from) in &image.moved_names {
             ctx.progress.warn(&format!(
-                "{name} was the name of image {from}, which keeps its id only"
+                "{name} was the name of image {from}, which now has only its id"
             ));
         }
         if !quiet {
@@ -113,7 +113,7 @@ pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
             let (new, present) = (image.new_layers, image.present_layers);
             ctx.progress.say(&match present {
                 0 => format!("image {id}: {new} layers"),
-                _ => format!("image {id}: {new} new layers, {present} that were there"),
+                _ => format!("image {id}: {new} new layers, {present} already present"),
             });
         }
     }

@@ -1,5 +1,5 @@
-//! `ls`: containers, or a directory in a tree. `--quiet` behind the verb prints ids, as Docker and
-//! Podman do.
+//! `ls`: lists containers, or a directory in a tree. `--quiet` after the verb prints ids, as in
+//! Docker and Podman.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -20,23 +20,24 @@ use crate::{complete, out};
 /// List containers
 #[derive(Debug, Args)]
 pub struct Ls {
-    /// Only those whose name holds this, or fits a pattern such as 'web-*'; CONTAINER:PATH lists a
-    /// directory in one, as does any path with --image or -o
+    /// List only containers whose name contains this, or matches a pattern such as 'web-*'.
+    /// CONTAINER:PATH lists a directory of a container instead, as does any path with --image or -o
     #[arg(add = complete::containers(), value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]
-    /// Another tree than a container's
+    /// A tree other than a container's
     pub tree: Tree,
-    /// Print ids only, one a line
+    /// Print only ids, one per line
     #[arg(long, conflicts_with = "json")]
     pub ids: bool,
-    /// All are listed anyhow; taken since Docker's `ps` has it
+    /// No effect, since all are listed anyway; accepted because Docker's `ps` has it
     #[arg(long, short, hide = true)]
     pub all: bool,
     /// Print full ids
     #[arg(long)]
     pub no_trunc: bool,
-    /// Measure what each container holds of its own; of paths, tell layer, mode, owner and size
+    /// Show the size of each container's own layer; for a directory, show layer, mode, owner and
+    /// size
     #[arg(long, short)]
     pub size: bool,
     #[command(flatten)]
@@ -67,7 +68,7 @@ impl Verb for Ls {
             .as_deref()
             .map_or(Some(None), |f| f.to_str().map(Some))
         else {
-            return Err(Failure::misused("a container's name is text"));
+            return Err(Failure::misused("a container's name must be UTF-8"));
         };
         let all = list::list(ctx, filter, self.size)?;
         let mut out = stdout();

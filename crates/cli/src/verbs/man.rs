@@ -1,4 +1,4 @@
-//! `man`: the man pages.
+//! `man`: writes the man pages.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::start::Start;
 /// Write man pages into a directory
 #[derive(Debug, Args)]
 pub struct Man {
-    /// Where the pages go; made if it isn't there
+    /// Directory for the pages; created if missing
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
 }

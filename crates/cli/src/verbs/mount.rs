@@ -1,4 +1,4 @@
-//! `mount`: a tree at a directory, the plan of it, or what is mounted.
+//! `mount`: mounts a tree at a directory, prints the plan for that, or lists mounts.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -13,19 +13,19 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Show a container's or an image's tree at a directory
+/// Mount a container or an image at a directory, or list mounts
 #[derive(Debug, Args)]
 pub struct Mount {
-    /// The container; without one, what is mounted is listed
+    /// Container to mount; without one, current mounts are listed
     #[arg(add = complete::containers(), conflicts_with = "image")]
     pub container: Option<String>,
-    /// Where [default: a directory in the store, printed]
+    /// Where to mount it [default: a directory in the store, printed]
     #[arg(value_hint = ValueHint::DirPath)]
     pub target: Option<PathBuf>,
-    /// Mount an image itself, read-only, at --at
+    /// Mount this image instead, read-only, at the directory given by --at
     #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "at")]
     pub image: Option<String>,
-    /// Where the image is mounted
+    /// Where to mount the image
     #[arg(long, value_name = "DIR", requires = "image", value_hint = ValueHint::DirPath)]
     pub at: Option<PathBuf>,
     /// Mount read-only
@@ -99,8 +99,9 @@ impl Verb for Mount {
         }
         out.done()?;
         if !quiet && !ctx.process.in_first_namespace && !self.output.json {
-            ctx.progress
-                .say("(it shows inside your user namespace: `vellum unshare` enters it)");
+            ctx.progress.say(
+                "(the mount is visible only in your user namespace: `vellum unshare` enters it)",
+            );
         }
         Ok(DONE)
     }

@@ -1,5 +1,5 @@
-//! `node`: put on a machine, or on one whose root is mounted here, taken off it, looked at. It
-//! needs neither store nor settings.
+//! `node`: installs Vellum on this machine or on one whose root is mounted here, uninstalls it, and
+//! shows the state. It needs neither store nor settings.
 
 use std::path::PathBuf;
 
@@ -13,14 +13,14 @@ use crate::exit_code::{DONE, FAILED, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Put Vellum on a node of a fleet, or take it off
+/// Install Vellum on a node of a fleet, or uninstall it
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Put this program on a node, with units and containerd's configuration; again is an upgrade
+    /// Install or upgrade this program on a node, with systemd units and containerd's configuration
     Install(NodeInstall),
     /// Undo an install; images and layers stay
     Uninstall(NodeUninstall),
-    /// Show what is installed, and whether it is as this program would install it
+    /// Show what is installed, and whether it matches what this program would install
     Status(NodeStatus),
 }
 
@@ -32,11 +32,11 @@ pub struct NodePlace {
     pub host_root: PathBuf,
 }
 
-/// Whether something is done, and who is told.
+/// Whether changes are made, and whether systemd applies them.
 #[derive(Debug, Args)]
 pub struct NodeDoing {
-    /// Tell the node's systemd, too: units, and a restart of containerd if its configuration
-    /// changed. Containers go on
+    /// Also have the node's systemd apply the new units, and restart containerd if its
+    /// configuration changed. Containers keep running
     #[arg(long)]
     pub activate: bool,
     /// Show what would change, and change nothing
@@ -47,13 +47,13 @@ pub struct NodeDoing {
 /// Where things go on a node.
 #[derive(Debug, Args)]
 pub struct NodeFiles {
-    /// The node's directory for the program
+    /// Directory on the node for the program
     #[arg(long, value_name = "DIR", default_value = "/usr/local/bin")]
     pub bin_dir: PathBuf,
-    /// The node's directory for systemd units
+    /// Directory on the node for systemd units
     #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
     pub unit_dir: PathBuf,
-    /// The node's containerd configuration
+    /// containerd's configuration file on the node
     #[arg(
         long,
         value_name = "FILE",
@@ -77,14 +77,14 @@ pub struct NodeInstall {
     /// Add the snapshotter, but leave the kubelet's images and containers where they are
     #[arg(long)]
     pub no_cri: bool,
-    /// Whether Vellum unpacks and diffs, too [default: from version 3 of the configuration on]
+    /// Whether Vellum also unpacks and diffs [default: true from configuration version 3 on]
     #[arg(long, value_name = "BOOL")]
     pub differ: Option<bool>,
-    /// Take the place of another snapshotter than containerd's own
+    /// Replace the configured snapshotter even if it is not containerd's own
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]
-    /// Whether it is done
+    /// Whether changes are made
     pub doing: NodeDoing,
     #[command(flatten)]
     /// How results are printed
@@ -98,7 +98,7 @@ pub struct NodeUninstall {
     /// Where the node is
     pub place: NodePlace,
     #[command(flatten)]
-    /// Whether it is done
+    /// Whether changes are made
     pub doing: NodeDoing,
     #[command(flatten)]
     /// How results are printed
@@ -161,7 +161,7 @@ impl Verb for Node {
     }
 }
 
-/// Where the units have the server listen.
+/// The socket on which the units make the server listen.
 const SOCKET: &str = "/run/vellum/containerd.sock";
 
 fn options(place: NodePlace, files: NodeFiles) -> Result<InstallOptions, Failure> {
@@ -169,7 +169,7 @@ fn options(place: NodePlace, files: NodeFiles) -> Result<InstallOptions, Failure
     let inside = [&files.bin_dir, &files.unit_dir].into_iter().chain(&config);
     if let Some(path) = inside.into_iter().find(|path| !path.is_absolute()) {
         return Err(Failure::misused(format!(
-            "{} is no absolute path of the node",
+            "{} is not an absolute path on the node",
             path.display()
         )));
     }
@@ -261,7 +261,7 @@ fn status(args: NodeStatus) -> Outcome {
     }
     out.done()?;
     let current = status.parts.iter().all(|part| part.state == State::Current);
-    // For scripts: what is not as it should be is a failure that has been told.
+    // For scripts: a difference is a failure, and it has been printed already.
     if current {
         Ok(DONE)
     } else {

@@ -1,4 +1,4 @@
-//! `overlay`: arguments to a mount of Vellum's own engine. It needs neither store nor settings.
+//! `overlay`: mounts directories with Vellum's own engine. It needs neither store nor settings.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,10 +14,10 @@ use crate::start::Start;
 /// Mount a union of directories with Vellum's own engine
 #[derive(Debug, Args)]
 pub struct Overlay {
-    /// Where the union shows; mount(8) writes a source before it
+    /// Mount point; mount(8) puts a source before it
     #[arg(required = true, num_args = 1..=2, value_name = "MERGED", value_hint = ValueHint::DirPath)]
     pub places: Vec<PathBuf>,
-    /// Layers and how they are mounted, separated by commas; may be given again
+    /// Layers and mount options, separated by commas (repeatable)
     #[arg(
         short = 'o',
         long = "options",
@@ -28,7 +28,7 @@ pub struct Overlay {
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
-    /// Stay in the foreground and tell every request
+    /// Stay in the foreground and log every request
     #[arg(short, long)]
     pub debug: bool,
 }
@@ -40,12 +40,12 @@ impl Verb for Overlay {
         "  vellum overlay -o lowerdir=/layers/top:/layers/base,upperdir=/up,workdir=/work /merged
   vellum overlay -o lowerdir=/layers/a:/layers/b /merged                 read-only
   vellum overlay -o lowerdir=/a,upperdir=/u,workdir=/w,size=2G,settle=unmount /merged
-  umount /merged                                   a plain user: fusermount3 -u /merged",
+  umount /merged                                   as a plain user: fusermount3 -u /merged",
     )];
 
     fn notes() -> String {
         format!(
-            "All options of fuse-overlayfs and of the kernel's overlay are understood; docs/overlay.md explains each.\n{}",
+            "All options of fuse-overlayfs and of the kernel's overlayfs are accepted; docs/overlay.md explains each.\n{}",
             listed()
         )
     }

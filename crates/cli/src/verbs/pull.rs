@@ -1,4 +1,4 @@
-//! `pull`: an image from a registry.
+//! `pull`: fetches an image from a registry.
 
 use clap::Args;
 use vellum_service::image::PullRequest;
@@ -13,19 +13,19 @@ use crate::start::Start;
 /// Fetch an image from a registry
 #[derive(Debug, Args)]
 pub struct Pull {
-    /// The image: [HOST[:PORT]/]NAME[:TAG][@DIGEST]
+    /// Image to fetch: [HOST[:PORT]/]NAME[:TAG][@DIGEST]
     pub image: String,
-    /// Take this platform of a multi-platform image [default: the machine's]
+    /// Platform to take from a multi-platform image [default: the machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
-    /// Keep the compressed layers too, for pushing them on unchanged
+    /// Also keep the compressed layers, so that they can be pushed unchanged
     #[arg(long)]
     pub keep_blobs: bool,
-    /// Layers fetched and unpacked at once
+    /// Number of layers to fetch and unpack at once [default: one per CPU, at most 8]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     #[command(flatten)]
-    /// How the registry is reached.
+    /// How to reach the registry.
     pub registry: Registry,
     #[command(flatten)]
     /// How results are printed

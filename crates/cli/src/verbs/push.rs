@@ -1,4 +1,4 @@
-//! `push`: an image to a registry.
+//! `push`: sends an image to a registry.
 
 use clap::Args;
 use vellum_service::image;
@@ -15,16 +15,16 @@ use crate::start::Start;
 /// Send an image to a registry
 #[derive(Debug, Args)]
 pub struct Push {
-    /// The image in the store
+    /// Image in the store
     #[arg(add = complete::images())]
     pub image: String,
-    /// Where to, if not where its name says: [HOST[:PORT]/]NAME[:TAG]
+    /// Where to push it, if not to the place in its name: [HOST[:PORT]/]NAME[:TAG]
     pub destination: Option<String>,
-    /// How layers are compressed that aren't kept compressed
+    /// How to compress layers that the store doesn't keep compressed
     #[arg(long, value_name = "HOW", value_enum, default_value = "gzip")]
     pub compress: Compression,
     #[command(flatten)]
-    /// How the registry is reached.
+    /// How to reach the registry.
     pub registry: Registry,
     #[command(flatten)]
     /// How results are printed
@@ -53,7 +53,7 @@ impl Verb for Push {
         let pushed = image::push(ctx, &request)?;
         if !quiet && !self.output.json {
             ctx.progress.say(&format!(
-                "pushed {}: {} layers sent, {} were there",
+                "pushed {}: {} layers sent, {} already there",
                 pushed.name, pushed.sent_layers, pushed.present_layers
             ));
         }

@@ -1,4 +1,4 @@
-//! `rename`: another name for a container.
+//! `rename`: gives a container another name.
 
 use clap::Args;
 use vellum_service::container::rename;
@@ -11,10 +11,10 @@ use crate::start::Start;
 /// Give a container another name
 #[derive(Debug, Args)]
 pub struct Rename {
-    /// The container
+    /// Container to rename
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Its new name
+    /// The new name
     pub name: String,
 }
 

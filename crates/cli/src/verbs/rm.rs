@@ -1,4 +1,4 @@
-//! `rm`: containers, asking for those in use.
+//! `rm`: removes containers, and asks before removing one in use.
 
 use clap::Args;
 use vellum_service::Error;
@@ -12,10 +12,10 @@ use crate::{complete, out};
 /// Remove containers
 #[derive(Debug, Args)]
 pub struct Rm {
-    /// The containers
+    /// Containers to remove
     #[arg(add = complete::containers(), required = true)]
     pub containers: Vec<String>,
-    /// Also those that are mounted, with what they changed, and without asking
+    /// Unmount and remove mounted containers too, without asking
     #[arg(long, short)]
     pub force: bool,
 }
@@ -35,7 +35,7 @@ impl Verb for Rm {
                 Err(Error::InUse { by, .. })
                     if !self.force
                         && out::confirm(&format!(
-                            "`{name}` is in use ({by}); remove it all the same?"
+                            "`{name}` is in use ({by}); remove it anyway?"
                         )) =>
                 {
                     remove::remove(ctx, name, true)?

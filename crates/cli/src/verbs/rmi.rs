@@ -1,4 +1,4 @@
-//! `rmi`: names and images go, and what nothing needs any more goes with them.
+//! `rmi`: removes names and images, and then what nothing needs any more.
 
 use clap::Args;
 use vellum_service::store::gc;
@@ -12,10 +12,10 @@ use crate::{complete, out};
 /// Remove images, and layers that nothing else needs
 #[derive(Debug, Args)]
 pub struct Rmi {
-    /// The images
+    /// Images to remove
     #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
-    /// Remove all names of an image; containers keep the layers they stand on
+    /// Remove an image with all its names; containers keep the layers they are based on
     #[arg(long, short)]
     pub force: bool,
 }
@@ -43,14 +43,14 @@ impl Verb for Rmi {
             Ok(())
         })?;
         if image_gone {
-            // Whoever removes an image wants its space: what nothing needs any more goes with it.
+            // Users remove images to free space, so collect at once what nothing needs any more.
             let gone = gc::gc(ctx, false)?;
             let layers = gone.iter().filter(|g| g.kind == "snapshot");
             let count = layers.clone().count();
             if !quiet && count > 0 {
                 let freed = layers.filter_map(|g| g.size).map(|size| size.bytes).sum();
                 ctx.progress
-                    .say(&format!("freed {} of {count} layers", out::bytes(freed)));
+                    .say(&format!("freed {} in {count} layers", out::bytes(freed)));
             }
         }
         Ok(code)

@@ -1,5 +1,5 @@
-//! `run`: a command in a container. Its exit codes are Docker's: those of the command, and others
-//! where it did not begin.
+//! `run`: runs a command in a container. Exit codes are Docker's: the command's own, and special
+//! ones if it didn't start.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -21,7 +21,7 @@ use crate::{complete, exit_code, report};
 /// Run a command in a container
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Make a new container from this image; with --container, the command begins here
+    /// Create a new container from this image; with --container, the command begins here
     #[arg(add = complete::images(), required_unless_present = "container")]
     pub image: Option<String>,
     /// The command and its arguments [default: the image's]
@@ -31,30 +31,30 @@ pub struct Run {
         value_name = "COMMAND"
     )]
     pub command: Vec<OsString>,
-    /// Run in a container that is already there
+    /// Run in an existing container
     #[arg(add = complete::containers(), long, value_name = "NAME")]
     pub container: Option<String>,
-    /// The new container's name [default: made from the image's]
+    /// Name for the new container [default: derived from the image's]
     #[arg(long, short, value_name = "NAME", conflicts_with = "container")]
     pub name: Option<String>,
     /// Remove the container when the command ends
     #[arg(long)]
     pub rm: bool,
-    /// Not to be had; taken to say so
+    /// Not supported; accepted so that the error can say so
     #[arg(long, short, hide = true)]
     pub detach: bool,
-    /// Give the command this terminal or pipe as its input
+    /// Connect the command's input to this terminal or pipe
     #[arg(long, short)]
     pub interactive: bool,
-    /// OCI runtime program [default: runc, else crun]
+    /// OCI runtime to use [default: runc, else crun]
     #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
     pub runtime: Option<PathBuf>,
-    /// Limit of the new container's own layer, kept by a project quota or else by Vellum's engine:
-    /// 512M, 10G
+    /// Size limit for the new container's own layer, such as 512M or 10G, enforced by a project
+    /// quota or else by Vellum's engine; 0 for no limit
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
-    /// Limit of files, directories and others in the new container's own layer, kept by Vellum's
-    /// engine
+    /// Limit on the number of files, directories and others in the new container's own layer,
+    /// enforced by Vellum's engine; 0 for no limit
     #[arg(long, value_name = "N")]
     pub inodes: Option<u64>,
     #[command(flatten)]
@@ -72,8 +72,8 @@ impl Verb for Run {
   vellum run --container box ls /",
     )];
 
-    const CODES: &'static str = "Exit codes: the command's own; 127 if it isn't there, 126 if it can't be executed, 125 if vellum or the
-runtime fails before it.";
+    const CODES: &'static str = "Exit codes: the command's own; 127 if the command is not found, 126 if it can't be executed, 125 if
+vellum or the runtime fails before it starts.";
 
     fn run(self, start: Start<'_>) -> Outcome {
         run(self, start).or_else(|failure| {
@@ -93,11 +93,11 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
     }
     if args.detach {
         return Err(Failure::misused(
-            "`run` stays with its command and passes on its exit code\nhint: let the shell send it to the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
-             or `vellum bundle` and `runc run --detach`",
+            "`run` waits for its command and returns its exit code\nhint: start it in the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
+             or use `vellum bundle` and `runc run --detach`",
         ));
     }
-    // With --container the first word is the command's.
+    // With --container the first word is part of the command.
     let mut command = args.command;
     let process = |command| process(ctx, args.process, command);
     let (name, process, fresh) = match (args.container, args.image) {
@@ -139,10 +139,10 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
     );
     if args.rm && (fresh || outcome.is_ok()) {
         match (&outcome, remove::remove(ctx, &name, true)) {
-            // What the command ended with comes first.
+            // The command's exit code takes precedence.
             (Ok(code), Err(e)) if *code != DONE => report::failure(&e.into()),
             (Ok(_), removed) => drop(removed?),
-            // The failure that is told already comes first.
+            // The failure of the run takes precedence.
             (Err(_), _) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! `save`: images to an archive or layout.
+//! `save`: writes images to an archive or layout.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ use crate::{complete, out};
 /// Write images to an archive or OCI layout
 #[derive(Debug, Args)]
 pub struct Save {
-    /// The images
+    /// Images to write
     #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
     /// File or directory to write [default: stdout]
     #[arg(long, short, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub output: Option<PathBuf>,
-    /// What to write
+    /// Format to write
     #[arg(
         long,
         value_name = "FORMAT",
@@ -29,15 +29,15 @@ pub struct Save {
         default_value = "docker-archive"
     )]
     pub format: SaveFormat,
-    /// How layers are compressed [default: none for docker-archive, gzip for OCI]
+    /// How to compress layers [default: none for docker-archive, gzip for OCI]
     #[arg(long, value_name = "HOW", value_enum)]
     pub compress: Option<Compression>,
 }
 
-/// What `save` writes.
+/// The format that `save` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SaveFormat {
-    /// One tar as `docker save` writes, also readable as OCI
+    /// One tar, like that of `docker save`, also readable as OCI
     DockerArchive,
     /// One tar with an OCI layout
     OciArchive,

@@ -1,4 +1,4 @@
-//! `serve`: what goes on until it is told to end. Everything it says is a log, on stderr.
+//! `serve`: servers, which run until they are told to end. All their output is a log on stderr.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,24 +22,24 @@ use crate::args::parse;
 use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
 
-/// Serve other programs: containerd, Docker
+/// Run a server for containerd or Docker
 #[derive(Debug, Subcommand)]
 pub enum Serve {
     #[cfg(feature = "containerd")]
-    /// Be containerd's snapshotter and differ: proxy plugins of type `snapshot` and `diff`
+    /// Run as containerd's snapshotter and differ: proxy plugins of type `snapshot` and `diff`
     Containerd(ServeContainerd),
     #[cfg(feature = "docker")]
-    /// Be the graph driver plugin of a Docker daemon, up to Docker 27
+    /// Run as the graph driver plugin of a Docker daemon, up to Docker 27
     Docker(ServeDocker),
 }
 
-/// How a server writes its log.
+/// The format of a server's log.
 #[cfg(feature = "containerd")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line each: level, message, key=value
+    /// One line per event: level, message, key=value
     Text,
-    /// A JSON object each, with its time
+    /// One JSON object per event, with its time
     Json,
 }
 
@@ -47,31 +47,30 @@ pub enum LogFormat {
 #[cfg(feature = "containerd")]
 #[derive(Debug, Args)]
 pub struct ServeContainerd {
-    /// The socket, at most 107 bytes. Not used if systemd hands one over
+    /// Socket to listen on, a path of at most 107 bytes. Ignored if systemd passes one
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/vellum/containerd.sock")]
     pub socket: PathBuf,
 
-    /// containerd's own socket: the differ fetches layers there, and brings new ones
+    /// containerd's own socket, where the differ fetches layers and stores new ones
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/containerd/containerd.sock")]
     pub containerd: PathBuf,
-    /// Tell numbers in Prometheus's form: at a unix socket or a loopback port
+    /// Serve Prometheus metrics at a unix socket or a loopback port
     #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT", value_parser = parse::<Address>)]
     pub metrics: Option<Address>,
-    /// How the log on stderr is written
+    /// Format of the log on stderr
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     pub log_format: LogFormat,
-    /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities =
-    /// ["remap-ids"]
+    /// Map ids for user namespaces with the kernel's id-mapped mounts; containerd's configuration
+    /// needs capabilities = ["remap-ids"]
     #[arg(long)]
     pub remap_ids: bool,
-    /// Tell with every snapshot where its own files are, in the label
-    /// containerd.io/snapshot/overlay.upperdir
+    /// Report each snapshot's upper directory in the label containerd.io/snapshot/overlay.upperdir
     #[arg(long)]
     pub upperdir_label: bool,
-    /// Delete removed snapshots before answering, not when containerd asks for a cleanup
+    /// Delete a removed snapshot's files before answering, not when containerd asks for a cleanup
     #[arg(long)]
     pub sync_remove: bool,
-    /// Answer a parallel unpacking with a read-only mount where the layer is there. Every client
+    /// Answer a parallel unpack with a read-only mount if the layer is already there. Every client
     /// must be containerd 2.4 or later
     #[arg(long)]
     pub staged_layers: bool,
@@ -81,7 +80,8 @@ pub struct ServeContainerd {
 #[cfg(feature = "docker")]
 #[derive(Debug, Args)]
 pub struct ServeDocker {
-    /// The socket; its name without .sock is the driver's. Not used if systemd hands one over
+    /// Socket to listen on; its name without .sock is the driver's name. Ignored if systemd passes
+    /// one
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/docker/plugins/vellum.sock")]
     pub socket: PathBuf,
 }
@@ -130,7 +130,7 @@ impl Verb for Serve {
 #[cfg(feature = "containerd")]
 impl ServeContainerd {
     fn run(self, start: &Start<'_>) -> Outcome {
-        // In the order of a start: settings are looked for as the user who asks.
+        // This order matters: settings are looked up as the calling user.
         let reload = start.reload()?;
         let config = start.config()?;
         match self.log_format {
@@ -162,7 +162,7 @@ impl ServeDocker {
     }
 }
 
-/// Servers end by their own rules and take the context with them.
+/// Returns a context with its own `Cancel`, since servers handle signals themselves.
 fn served(config: Config) -> Context {
     Context::new(config, Cancel::new(), Arc::new(Silent))
 }
@@ -175,12 +175,12 @@ fn ended(served: Result<(), ServeError>) -> Outcome {
     }
 }
 
-/// As [`logging`], for programs that read it.
+/// Like [`logging`], but as JSON for programs to read.
 #[cfg(feature = "containerd")]
 fn logging_json(usual: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    // Set once in a process, as there.
+    // It fails if a logger is already set, which is fine.
     let _ = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)

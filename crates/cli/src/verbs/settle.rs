@@ -1,4 +1,4 @@
-//! `settle`: an upper without parts of files.
+//! `settle`: makes an upper plain, so that it doesn't depend on lower files.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,16 +14,16 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Make an upper plain: copy into it what its files still have in lower layers
+/// Make an upper plain: copy into it the file data that is still in lower layers
 #[derive(Debug, Args)]
 pub struct Settle {
-    /// The upper directory of a union that is not mounted; or, without WORK, a container
+    /// Upper directory of a union that is not mounted; or a container, if WORK is not given
     #[arg(value_hint = ValueHint::DirPath)]
     pub upper: PathBuf,
-    /// Its work directory
+    /// Work directory of the upper
     #[arg(value_hint = ValueHint::DirPath)]
     pub work: Option<PathBuf>,
-    /// The mount options it was used with: lowerdir= and userxattr count
+    /// Mount options that the upper was used with; only lowerdir= and userxattr matter
     #[arg(
         short = 'o',
         long = "options",
@@ -39,7 +39,7 @@ impl Verb for Settle {
         "",
         "  vellum settle /up /work
   vellum settle box
-  vellum settle /up /work -o lowerdir=/layers/top:/layers/base        when the layers were moved",
+  vellum settle /up /work -o lowerdir=/layers/top:/layers/base        if the layers were moved",
     )];
 
     fn run(self, mut start: Start<'_>) -> Outcome {
@@ -64,7 +64,7 @@ impl Verb for Settle {
             )?,
             None => {
                 let Some(name) = self.upper.to_str() else {
-                    return Err(Failure::misused("a container's name is text"));
+                    return Err(Failure::misused("a container's name must be UTF-8"));
                 };
                 settle::settle_container(ctx, name, &mut |_| {})?
             }

@@ -1,4 +1,4 @@
-//! `tag`: another name for an image.
+//! `tag`: gives an image another name.
 
 use clap::Args;
 use vellum_service::image;
@@ -11,10 +11,10 @@ use crate::start::Start;
 /// Give an image another name
 #[derive(Debug, Args)]
 pub struct Tag {
-    /// The image
+    /// Image that gets the name
     #[arg(add = complete::images())]
     pub image: String,
-    /// Its other name
+    /// Its additional name
     pub name: String,
 }
 
@@ -26,7 +26,7 @@ impl Verb for Tag {
         let ctx = &start.context()?;
         if let Some(before) = image::tag(ctx, &self.image, &self.name)? {
             ctx.progress.warn(&format!(
-                "{} was the name of image {before}, which keeps its id",
+                "{} was the name of image {before}, which now lacks it but keeps its id",
                 self.name
             ));
         }

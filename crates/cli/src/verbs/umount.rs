@@ -1,4 +1,4 @@
-//! `umount`: mounts, by the name of the container or by the place.
+//! `umount`: unmounts, by container name or by directory.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,16 +13,16 @@ use crate::complete;
 use crate::exit_code::DONE;
 use crate::start::Start;
 
-/// Take mounts away
+/// Unmount containers or directories
 #[derive(Debug, Args)]
 pub struct Umount {
-    /// Containers, or directories where something of Vellum's is mounted
+    /// Containers, or directories where Vellum has mounted something
     #[arg(add = complete::containers(), required_unless_present = "all")]
     pub names: Vec<OsString>,
-    /// Everything of this store
+    /// Unmount everything of this store
     #[arg(long, short, conflicts_with = "names")]
     pub all: bool,
-    /// Detach also while somebody uses it
+    /// Detach mounts even while a process uses them
     #[arg(long, short)]
     pub force: bool,
 }
@@ -54,7 +54,7 @@ impl Verb for Umount {
             let record = name.to_str().map(|text| names::container(ctx, text));
             let places = match record {
                 Some(Ok(record)) => umount::umount_container(ctx, &record, self.force)?,
-                // What is no container may be a place.
+                // If it is not a container, it may be a directory.
                 Some(Err(
                     missing @ Error::NotFound {
                         kind: ObjectKind::Container,

@@ -1,5 +1,5 @@
-//! `unshare`: a command in the user namespace of the store. Root is in no namespace of ours; the
-//! command is run all the same, so that scripts need not ask.
+//! `unshare`: runs a command in the user namespace of the store. For root there is no such
+//! namespace; the command is run anyway, so that scripts need no special case.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -1,4 +1,4 @@
-//! `volume`: directories that outlive containers.
+//! `volume`: manages directories that outlive containers.
 
 use clap::{Args, Subcommand};
 use vellum_service::Context;
@@ -11,10 +11,10 @@ use crate::out::stdout;
 use crate::start::Start;
 use crate::{complete, out};
 
-/// Directories that outlive containers
+/// Manage volumes: directories that outlive containers
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume
+    /// Create a volume
     Create(VolumeCreate),
     /// List volumes
     Ls(VolumeLs),
@@ -25,9 +25,9 @@ pub enum Volume {
 /// `volume create`
 #[derive(Debug, Args)]
 pub struct VolumeCreate {
-    /// Its name [default: a random one, printed]
+    /// Name for the volume [default: a random one, printed]
     pub name: Option<String>,
-    /// Keep a label with it
+    /// Store a label with the volume (repeatable)
     #[arg(long, short, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
     #[command(flatten)]
@@ -46,10 +46,10 @@ pub struct VolumeLs {
 /// `volume rm`
 #[derive(Debug, Args)]
 pub struct VolumeRm {
-    /// The volumes
+    /// Volumes to remove
     #[arg(add = complete::volumes(), required = true)]
     pub names: Vec<String>,
-    /// Without asking
+    /// Don't ask before removing volumes that hold data
     #[arg(long, short)]
     pub force: bool,
 }
@@ -90,7 +90,7 @@ fn create(ctx: &Context, args: VolumeCreate) -> Outcome {
     Ok(DONE)
 }
 
-/// `--quiet` behind the verb prints names.
+/// `--quiet` after the verb prints only names.
 fn ls(ctx: &Context, args: VolumeLs, quiet: bool) -> Outcome {
     let all = volumes::list(ctx)?;
     let mut out = stdout();
@@ -123,7 +123,7 @@ fn ls(ctx: &Context, args: VolumeLs, quiet: bool) -> Outcome {
     Ok(DONE)
 }
 
-/// What is in a volume is the user's own data, so it goes only if he says so.
+/// A volume holds the user's own data, so it is removed only if the user confirms.
 fn rm(ctx: &Context, args: VolumeRm) -> Outcome {
     for_all(&args.names, |name| {
         let found = volumes::find(ctx, name)?;

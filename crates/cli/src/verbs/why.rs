@@ -1,4 +1,4 @@
-//! `why`: what a path in the store is.
+//! `why`: explains what a path in the store is.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,10 @@ use crate::exit_code::DONE;
 use crate::out::stdout;
 use crate::start::Start;
 
-/// Say what a path in the store is, and what keeps it
+/// Explain what a path in the store is, and what keeps it
 #[derive(Debug, Args)]
 pub struct Why {
-    /// A path in the store, absolute or from its root, or a tree's directory name
+    /// Path in the store, absolute or relative to its root, or a tree's directory name
     #[arg(value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
     #[command(flatten)]
@@ -38,7 +38,7 @@ impl Verb for Why {
                 out.line(format!("  kept by {reason}"))?;
             }
             if why.kept_by.is_empty() {
-                out.line("  nothing keeps it: the next `vellum gc` takes it")?;
+                out.line("  nothing keeps it: the next `vellum gc` removes it")?;
             }
         }
         out.done()?;

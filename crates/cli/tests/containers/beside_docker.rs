@@ -1,8 +1,8 @@
-//! Every field of an image's configuration, odd values first, run by Vellum and by Docker: the same
-//! is printed and the same code comes back.
+//! Every field of an image's configuration, especially unusual values, run by Vellum and by Docker:
+//! both print the same and return the same code.
 //!
-//! One archive holds all the images, one dockerd judges them. Rows where Vellum answers otherwise,
-//! on purpose, carry its answer. The slow tier runs them all; else Docker judges every fourth.
+//! One archive holds all the images, and one dockerd is the reference. Rows where Vellum differs on
+//! purpose have its answer. The slow tier runs all rows in Docker; otherwise it runs every fourth.
 
 mod rows;
 
@@ -33,7 +33,7 @@ pub struct Row {
     expect: Expect,
 }
 
-/// What Vellum has to answer.
+/// The answer expected from Vellum.
 pub enum Expect {
     /// What Docker does.
     AsDocker,
@@ -109,7 +109,7 @@ fn every_field_of_a_configuration_means_what_it_means_to_docker() {
         wrong.join("\n")
     );
     eprintln!("{count} rows");
-    // What was declared went with the containers.
+    // The declared volumes were removed with the containers.
     assert_eq!(vellum.run(&["volume", "ls", "--json"]).unwrap(), "[]");
     assert_eq!(vellum.run(&["ls", "--json"]).unwrap(), "[]");
 }

@@ -310,7 +310,7 @@ fn cp_keeps_hard_links_across_directories() {
     };
     world.ok(&["cp", text(&src), "box:/etc/src"]);
     linked(tree.join("etc/src"));
-    // Once more, over what is there.
+    // Once more, over existing files.
     world.ok(&["cp", &format!("{}/.", text(&src)), "box:/etc/src"]);
     linked(tree.join("etc/src"));
     let tar = world
@@ -328,7 +328,7 @@ fn cp_keeps_hard_links_across_directories() {
 }
 
 #[test]
-fn a_tar_without_an_end_is_told_and_one_cut_in_an_entry_refused() {
+fn a_tar_without_an_end_is_reported_and_a_truncated_entry_refused() {
     let Some(world) = World::new() else { return };
     let tree = with_links(&world);
     let whole = names(&["one", "two"]);
@@ -344,7 +344,7 @@ fn a_tar_without_an_end_is_told_and_one_cut_in_an_entry_refused() {
         std::fs::remove_file(tree.join("data/one")).unwrap();
         let cut = &unmarked[..unmarked.len() - cut];
         let got = world.run_with_input(&["cp", "-", "box:/data"], cut);
-        // What a header announces is missing, be it all of it.
+        // The content announced by a header is missing, in part or entirely.
         assert!(got.code != 0 && got.err.contains("cut short"), "{got:?}");
         assert!(tree.join("data/one").exists());
     }
@@ -420,7 +420,7 @@ fn a_container_that_is_mounted_read_only_is_not_written_to() {
 }
 
 #[test]
-fn what_is_swapped_meanwhile_never_leads_cp_out() {
+fn paths_swapped_during_cp_never_lead_it_out() {
     let Some(world) = World::new() else { return };
     let tree = with_links(&world);
     let outside = world.scratch.dir("outside");
@@ -444,7 +444,7 @@ fn what_is_swapped_meanwhile_never_leads_cp_out() {
             }
         });
         for round in 0..10 {
-            // They may fail or come through, inside.
+            // They may fail, or succeed inside.
             world.run_with_input(&["cp", "-", "box:/"], &tar);
             world.run(&["cp", &from, "box:/"]);
             let out = world.scratch.join(format!("out{round}"));

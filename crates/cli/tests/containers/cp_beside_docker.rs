@@ -1,5 +1,5 @@
-//! `cp` beside `docker cp`: every kind of source onto every kind of destination, and tars of every
-//! kind, by both. Exit and resulting tree are the same, or the difference is listed with its
+//! `cp` compared with `docker cp`: every kind of source onto every kind of destination, and tars of
+//! every kind. Exit code and resulting tree are the same, or the difference is listed with its
 //! reason.
 //!
 //! Each cell has a directory of its own in the container and on the host, so that one container and
@@ -36,11 +36,11 @@ pub struct Cell {
     differences: &'static [&'static str],
     /// Left to the slow tier.
     slow: bool,
-    /// What is copied to is the container's root: it needs a container of its own.
+    /// The destination is the container's root, so it needs its own container.
     whole: bool,
 }
 
-/// Containers that share the cells, so that several copies are under way at once.
+/// Containers that share the cells, so that several copies can run at the same time.
 const BOXES: usize = 3;
 
 #[test]
@@ -89,7 +89,7 @@ fn cp_does_what_docker_cp_does() {
     for at in (0..cells.len()).filter(|at| cells[*at].whole) {
         create(format!("whole{at}"), "cell:1");
     }
-    // The others are mounted for each copy anew.
+    // The others are mounted again for each copy.
     vellum.mount("box0").unwrap();
 
     let todo: Mutex<VecDeque<usize>> = Mutex::new((0..cells.len()).collect());
@@ -200,14 +200,14 @@ fn with_input(mut command: Command, input: &[u8]) -> Output {
     let mut stdin = child.stdin.take().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            // It may have heard enough.
+            // The command may have stopped reading.
             let _ = stdin.write_all(input);
         });
         child.wait_with_output().unwrap()
     })
 }
 
-/// What differs; times of this test's own count as one.
+/// Returns the differences. All times that this test itself set count as equal.
 fn differences(mut ours: Tree, mut theirs: Tree, began: SystemTime) -> Vec<String> {
     let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     for entry in ours.entries.values_mut().chain(theirs.entries.values_mut()) {

@@ -1,5 +1,5 @@
-//! Containers that Vellum's own engine mounts: because it was wanted, or because the kernel's
-//! overlayfs can't.
+//! Containers that Vellum's own engine mounts: because the user asked for it, or because the
+//! kernel's overlayfs can't mount them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,9 @@ use vellum_testkit::{FsKind, untested};
 use super::changes::text;
 use crate::support::{World, archive, layer, small};
 
-/// Every verb does with a mount of the engine what it does with one of the kernel.
+/// Every verb works on a mount of the engine as on a mount of the kernel.
 #[test]
-fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
+fn a_container_works_the_same_on_vellums_engine_and_the_kernels() {
     let Some(world) = World::new() else { return };
     world.ok(&["load", text(&small(&world.scratch))]);
     world.ok(&["create", "--name", "box", "small:1"]);
@@ -25,7 +25,7 @@ fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
     assert_eq!(source(&tree).as_deref(), Some("fuse.vellum"));
     std::fs::write(tree.join("etc/new"), "new\n").unwrap();
     std::fs::rename(tree.join("etc"), tree.join("moved")).unwrap();
-    // Idempotent, whatever engine is named now: it is mounted.
+    // Idempotent, whatever engine is named now, because it is already mounted.
     assert_eq!(world.ok(&["mount", "box"]), text(&tree));
     let diff = world.ok(&["diff", "box"]);
     assert!(
@@ -46,7 +46,8 @@ fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
     world.ok(&["umount", "box"]);
     assert!(world.ok(&["settle", "box"]).starts_with("settled 0 files"));
     assert_eq!(source(&tree), None);
-    // Who wants the kernel is told why not; who leaves the choice gets the engine that can read it.
+    // With `--engine kernel` the error says why not; with `auto` the engine that can read it is
+    // used.
     let err = world.fails(1, &["--engine", "kernel", "mount", "box"]);
     assert!(err.contains("Vellum's own engine"), "{err}");
     assert!(
@@ -113,8 +114,8 @@ fn more_layers_than_the_kernel_takes_are_mounted_by_vellums_engine() {
     assert!(!world.mounted("box").join("f7").exists());
 }
 
-/// A place for a store on a file system that the kernel's overlayfs refuses; `None` (and said so)
-/// if there is none.
+/// Returns a place for a store on a file system that the kernel's overlayfs refuses; `None`, and
+/// reported, if there is none.
 fn root_without_overlay(world: &World) -> Option<PathBuf> {
     let made = world
         .scratch
@@ -129,7 +130,7 @@ fn root_without_overlay(world: &World) -> Option<PathBuf> {
 }
 
 #[test]
-fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
+fn a_file_system_without_overlay_support_is_mounted_by_vellums_engine() {
     let Some(world) = World::new() else { return };
     let Some(root) = root_without_overlay(&world) else {
         return;
@@ -186,7 +187,7 @@ fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
 }
 
 #[test]
-fn a_file_system_that_takes_no_overlay_is_named_with_a_way_out() {
+fn a_file_system_without_overlay_support_is_named_with_a_way_out() {
     let Some(world) = World::new() else { return };
     let Some(root) = root_without_overlay(&world) else {
         return;

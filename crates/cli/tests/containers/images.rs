@@ -1,5 +1,5 @@
-//! From archive to archive: what is loaded, changed, committed and saved is the same for everybody,
-//! with every driver and wherever the store lies.
+//! From archive to archive: loading, changing, committing and saving gives the same result with
+//! every driver and wherever the store is.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use super::changes::{CHANGED, change, text};
 use crate::support::{World, small};
 
 #[test]
-fn the_whole_way_from_archive_to_archive() {
+fn an_image_goes_from_archive_to_archive() {
     let Some(world) = World::new() else { return };
     world.ok(&["load", text(&small(&world.scratch))]);
     assert_eq!(world.ok(&["create", "--name", "box", "small:1"]), "box");
@@ -34,7 +34,7 @@ fn the_whole_way_from_archive_to_archive() {
     let saved = world.scratch.join("saved.tar");
     world.ok(&["save", "-o", text(&saved), "small:2"]);
 
-    // The container goes on, and what it holds is still a change.
+    // The container continues, and its contents still count as changes.
     assert_eq!(world.ok(&["diff", "box"]), CHANGED);
 
     let other = World::new().unwrap();
@@ -138,7 +138,7 @@ fn a_changed_driver_hides_nothing() {
 }
 
 #[test]
-fn a_store_lies_anywhere_whatever_its_path_is_made_of() {
+fn a_store_works_at_any_path() {
     let Some(world) = World::new() else { return };
     let archive = small(&world.scratch);
     let mut name = b"a:b,c d\\e=f\"g%20\xff\n".to_vec();
@@ -201,7 +201,7 @@ fn a_store_lies_anywhere_whatever_its_path_is_made_of() {
 }
 
 #[test]
-fn a_copy_of_a_directory_is_writable_and_the_directory_stays() {
+fn a_copy_of_a_directory_is_writable_and_the_original_unchanged() {
     let Some(world) = World::new() else { return };
     let dir = world.scratch.dir("source");
     world.scratch.file("source/sub/file", "content\n");
@@ -239,7 +239,7 @@ fn a_copy_of_a_directory_is_writable_and_the_directory_stays() {
             .len(),
         1
     );
-    // gc between two copies takes the empty layer away and the next create makes it anew.
+    // gc between two copies removes the empty layer, and the next create makes it again.
     world.ok(&["rm", "-f", "copy"]);
     world.ok(&["gc"]);
     world.ok(&["create", "--from", text(&dir)]);

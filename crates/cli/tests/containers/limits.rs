@@ -1,4 +1,4 @@
-//! Containers of a size limit.
+//! Containers with a size limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::changes::text;
 use crate::support::{World, small};
 
 #[test]
-fn a_size_limit_is_kept_or_refused_with_a_reason() {
+fn a_size_limit_is_enforced_or_refused_with_a_reason() {
     let Some(world) = World::new() else { return };
     world.ok(&["load", text(&small(&world.scratch))]);
     let facts = world.json(&["info", "--json"]);
@@ -35,7 +35,7 @@ fn a_size_limit_is_kept_or_refused_with_a_reason() {
 }
 
 #[test]
-fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
+fn vellums_engine_enforces_limits_without_project_quotas() {
     let Some(world) = World::new() else { return };
     if !Path::new("/dev/fuse").exists() {
         return untested("limits kept by the engine", "there is no /dev/fuse");
@@ -80,7 +80,7 @@ fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
 }
 
 #[test]
-fn a_size_limit_stops_writing_where_project_quotas_are_kept() {
+fn a_size_limit_stops_writes_where_project_quotas_work() {
     let Some(world) = World::new() else { return };
     let archive = small(&world.scratch);
     for kind in [FsKind::Xfs, FsKind::Ext4] {
@@ -106,7 +106,8 @@ fn a_size_limit_stops_writing_where_project_quotas_are_kept() {
     }
 }
 
-/// Writes a file where another has just been removed: XFS frees what that had a moment later.
+/// Writes a file just after another was removed. XFS frees the space of the removed file with a
+/// delay.
 fn written_in_the_end(path: &Path, content: &[u8]) {
     let mut tries = 0;
     while let Err(error) = fs::write(path, content) {
@@ -116,7 +117,7 @@ fn written_in_the_end(path: &Path, content: &[u8]) {
     }
 }
 
-/// Limits of containers, whichever engine shows them, and none where none was asked for.
+/// Containers have the same limits with either engine, and no limit if none was set.
 fn quotas_limit(with: &dyn Fn(&[&str]) -> String, what: &str) {
     with(&["create", "--name", "small", "--size", "8M", "small:1"]);
     with(&["create", "--name", "large", "--size", "24M", "small:1"]);
@@ -133,7 +134,7 @@ fn quotas_limit(with: &dyn Fn(&[&str]) -> String, what: &str) {
         let (small, large, free) = (mounted("small"), mounted("large"), mounted("free"));
         fs::write(small.join("fits"), content(4)).unwrap();
         let error = fs::write(small.join("too-much"), content(16)).unwrap_err();
-        // Projects of XFS are told ENOSPC, those of ext4 EDQUOT.
+        // XFS projects get ENOSPC, ext4 projects get EDQUOT.
         assert!(
             matches!(error.raw_os_error(), Some(28 | 122)),
             "{what}: {error}"

@@ -37,7 +37,7 @@ fn each_mount_method_shows_one_to_five_hundred_layers() {
                 untested(method, said.err);
                 continue;
             }
-            // One page holds 128 short names; what it doesn't hold is refused by name.
+            // One page holds 128 short names; more layers are refused with the reason.
             if method == "option-page" && count > 129 {
                 assert_eq!(said.code, 1, "{said:?}");
                 assert!(
@@ -180,7 +180,7 @@ fn mounts_are_idempotent_and_bound_where_wanted() {
     world.ok(&["umount", "box"]);
     assert_eq!(world.json(&["mount", "--json"]), json!([]));
     assert!(!tree.exists());
-    // An image by itself, read-only, by each method; what others have mounted is not touched.
+    // An image itself, read-only, by each method; foreign mounts are not touched.
     let foreign = world.scratch.dir("foreign");
     for dir in ["l/A", "l/B"] {
         world.scratch.dir(dir);

@@ -1,4 +1,4 @@
-//! Containers that run, and bundles for those who run them.
+//! Running containers, and bundles for other runtimes.
 
 use std::path::Path;
 
@@ -138,7 +138,7 @@ fn a_running_container_is_not_removed_and_gets_the_signals() {
     assert!(err.contains("is using it"), "{err}");
     assert_eq!(world.json(&["ls", "--json"])[0]["state"], "running");
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
-    // Ctrl-C is the command's own affair: from a terminal it gets it there.
+    // Ctrl-C is left to the command, which gets it from its terminal.
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert!(
@@ -183,7 +183,7 @@ fn a_bundle_runs_by_itself() {
 }
 
 #[test]
-fn run_tells_its_failures_from_those_of_the_command() {
+fn run_distinguishes_its_failures_from_the_commands() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;
@@ -220,7 +220,7 @@ fn run_tells_its_failures_from_those_of_the_command() {
     // Other verbs keep their codes.
     assert_eq!(world.run(&["ls", "--nosuch-flag"]).code, 2);
     assert_eq!(world.run(&["create", "nosuch:1"]).code, 1);
-    // A runtime that speaks as crun does, and one that fails for another reason.
+    // A runtime with crun's messages, and one that fails for another reason.
     for (words, expect) in [
         (
             "executable file `x` not found in $PATH: No such file or directory",
@@ -247,7 +247,7 @@ fn run_tells_its_failures_from_those_of_the_command() {
 }
 
 #[test]
-fn what_tells_of_the_machine_is_hidden_in_containers() {
+fn files_that_reveal_the_host_are_hidden_in_containers() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;
@@ -280,7 +280,7 @@ fn what_tells_of_the_machine_is_hidden_in_containers() {
                 .to_string(),
         );
     }
-    // Of each that is there, what can be read or listed.
+    // For each that exists, what can be read or listed.
     let script = "for p in \"$@\"; do [ ! -e $p ] || { [ -d $p ] && ls $p || cat $p; }; done";
     let mut command = [&RUN[..], &["shell:1", "sh", "-c", script, "sh"]].concat();
     command.extend(hidden.iter().map(String::as_str));
@@ -293,7 +293,7 @@ fn what_tells_of_the_machine_is_hidden_in_containers() {
 }
 
 #[test]
-fn the_volumes_of_an_image_are_its_containers_own() {
+fn each_container_gets_its_own_volumes_of_the_image() {
     let Some(world) = World::new() else { return };
     let Some(shell) = with_shell(&world.scratch) else {
         return;
@@ -323,7 +323,7 @@ fn the_volumes_of_an_image_are_its_containers_own() {
             .clone()
     };
 
-    // A volume begins with what its container has at the place, capabilities of files included.
+    // A volume starts with what its container has at that path, including file capabilities.
     world.ok(&["create", "--name", "box", "vol:1"]);
     let mounted = world.mounted("box");
     let file = std::fs::File::open(mounted.join("data/f")).unwrap();
@@ -356,7 +356,7 @@ fn the_volumes_of_an_image_are_its_containers_own() {
     let kept = vellum_sys::xattr::get_fd(&file, name).unwrap();
     assert_eq!(kept.as_deref(), Some(&capability[..]));
 
-    // It is past the layers, and stays with the container, also when it is emptied.
+    // It is outside the layers, and stays with the container even when it is emptied.
     let changes = world.ok(&["diff", "box"]);
     assert!(
         changes.contains("/layer") && !changes.contains("own") && !changes.contains("deep/x"),
@@ -372,7 +372,7 @@ fn the_volumes_of_an_image_are_its_containers_own() {
         &["volume", "rm", "--force", all[0]["name"].as_str().unwrap()],
     );
     assert!(err.contains("container box"), "{err}");
-    // Another container has its own, and takes it along.
+    // Another container has its own, which is removed with it.
     assert_eq!(
         world.ok(&[&RUN[..], &["vol:1", "cat", "/data/f"]].concat()),
         "of the image"
@@ -386,7 +386,7 @@ fn the_volumes_of_an_image_are_its_containers_own() {
 }
 
 #[test]
-fn a_copy_of_a_volume_that_was_cut_short_begins_anew() {
+fn an_interrupted_copy_of_a_volume_starts_again() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;

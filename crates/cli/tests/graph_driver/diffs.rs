@@ -1,4 +1,5 @@
-//! Layers as tars and lists of changes: out, in, against any other layer, and broken off.
+//! Layers as tars and lists of changes: exported, applied, against any other layer, and
+//! interrupted.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
@@ -39,7 +40,7 @@ fn a_diff_applied_elsewhere_gives_the_same_tree_and_size() {
                 Tree::read(dir).unwrap().assert_same(&wanted, ROOT_ASIDE);
                 assert!(!dir.join("gone-file").exists() && !dir.join("var/lib").exists());
             });
-            // What came in goes out, to the bit.
+            // The exported tar is the applied tar, bit for bit.
             assert!(driver.diff(id, "base") == tar, "{}", driver.way);
         }
     });
@@ -80,13 +81,13 @@ fn changes_are_listed_as_docker_lists_them() {
 }
 
 #[test]
-fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
+fn a_truncated_layer_leaves_nothing_and_returns_an_error_status() {
     every_way(|driver| {
         let dir = driver.home.dir("content").unwrap();
         many_files(&dir, 50, 1);
         let tar = pack(&dir);
         driver.create("half", "");
-        // The tar ends too early, amid an entry.
+        // The tar ends too early, in the middle of an entry.
         let path = "GraphDriver.ApplyDiff?id=half&parent=";
         let half = tar.len() / 1024 * 512 + 100;
         let (status, answer) = driver.plugin.post(path, &tar[..half]).unwrap();
@@ -100,7 +101,7 @@ fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
         std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
         std::io::Write::write_all(&mut stream, &tar[..tar.len() / 2]).unwrap();
         drop(stream);
-        // No tar at all, and a much longer one than is read before it is refused.
+        // Not a tar, and much longer than what is read before it is refused.
         let nonsense = vec![7u8; 3 << 20];
         let (status, _) = driver.plugin.post(path, &nonsense).unwrap();
         assert_eq!(status, 500);
@@ -127,10 +128,10 @@ fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
 }
 
 #[test]
-fn a_damaged_layer_breaks_the_diff_off_and_does_not_end_it() {
+fn a_damaged_layer_aborts_the_diff_instead_of_ending_it() {
     every_way(|driver| {
         let dir = driver.home.dir("content").unwrap();
-        // More than is held back before the status is sent.
+        // More than is buffered before the status is sent.
         for at in 0..40 {
             fs::write(dir.join(format!("{at:02}")), vec![at as u8; 100_000]).unwrap();
         }
@@ -209,7 +210,7 @@ fn odd_files_survive_diff_and_apply() {
 }
 
 #[test]
-fn a_diff_against_any_other_layer_leads_from_that_to_this() {
+fn a_diff_against_any_layer_leads_from_it_to_this_one() {
     every_way(|driver| {
         driver.create("base", "");
         driver.with("base", |dir| many_files(dir, 10, 1));

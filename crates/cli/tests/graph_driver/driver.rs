@@ -1,5 +1,5 @@
-//! A plugin as a daemon calls it, with every storage driver and both engines, and the trees and
-//! tars that are put into it.
+//! A plugin, called as a daemon calls it, with every storage driver and both engines; and trees and
+//! tars to put into it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use vellum_testkit::{is_root, untested};
 
 pub const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 
-/// Every way a tree can lie and be shown.
+/// Every storage driver and engine.
 pub const WAYS: [(&str, &[&str]); 4] = [
     ("overlay2", &["--engine", "kernel"]),
     ("overlay2, Vellum's engine", &["--engine", "vellum"]),
@@ -68,7 +68,7 @@ impl Driver {
         answer
     }
 
-    /// A call that must fail; returns what it said.
+    /// Makes a call that must fail; returns the error.
     #[track_caller]
     pub fn fails(&self, call: &str, body: Value) -> String {
         let (status, answer) = self.ask(call, body.clone());
@@ -114,7 +114,7 @@ impl Driver {
         self.call("Remove", json!({ "ID": id }));
     }
 
-    /// Mounts a layer, calls `work` with its tree, and takes the mount away.
+    /// Mounts a layer, calls `work` with its tree, and unmounts it.
     #[track_caller]
     pub fn with<T>(&self, id: &str, work: impl FnOnce(&Path) -> T) -> T {
         let dir = self.get(id);
@@ -182,7 +182,7 @@ impl Driver {
     }
 }
 
-/// Does `test` with every driver and both engines.
+/// Runs `test` with every driver and both engines.
 pub fn every_way(test: impl Fn(&Driver)) {
     if !is_root() {
         return untested("the graph driver", "the test does not run as root");

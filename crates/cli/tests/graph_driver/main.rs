@@ -1,5 +1,5 @@
-//! The graph driver plugin by its protocol: what Docker's own suite for graph drivers checks, and
-//! what it leaves out.
+//! The graph driver plugin, tested through its protocol: what Docker's own suite for graph drivers
+//! checks, and what it leaves out.
 //!
 //! Each test runs with every storage driver and both engines.
 

@@ -1,4 +1,4 @@
-//! Mounts: counted through restarts, busy, and covered by those of others.
+//! Mounts: counted across restarts, busy, and covered by foreign mounts.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn mounts_are_counted_through_restarts() {
         driver.plugin.kill_and_restart().unwrap();
         fs::write(dir.join("while-away"), "x").unwrap();
         assert_eq!(driver.get("box"), dir);
-        // Gotten three times.
+        // Get three times.
         driver.put("box");
         driver.plugin.kill_and_restart().unwrap();
         driver.put("box");
@@ -35,10 +35,10 @@ fn mounts_are_counted_through_restarts() {
         driver.plugin.begin().unwrap();
         driver.put("box");
         assert!(!driver.is_mounted(&dir));
-        // A put too many is nobody's harm.
+        // One put too many does no harm.
         driver.put("box");
         driver.with("box", |dir| assert_eq!(names(dir), ["f", "while-away"]));
-        // A daemon that starts anew has forgotten its counts.
+        // A restarted daemon has forgotten its counts.
         let dir = driver.get("box");
         driver.get("box");
         driver.init();
@@ -47,7 +47,7 @@ fn mounts_are_counted_through_restarts() {
         assert_eq!(driver.is_mounted(&dir), mounts);
         driver.put("box");
         assert!(!driver.is_mounted(&dir));
-        // One that ends takes all mounts along.
+        // When it ends, all mounts are removed.
         let dir = driver.get("box");
         driver.get("box");
         driver.call("Cleanup", json!({}));
@@ -56,7 +56,7 @@ fn mounts_are_counted_through_restarts() {
 }
 
 #[test]
-fn a_busy_layer_is_put_and_removed_all_the_same() {
+fn a_busy_layer_can_be_put_and_removed() {
     every_way(|driver| {
         driver.create("base", "");
         driver.create_read_write("busy", "base");
@@ -67,7 +67,7 @@ fn a_busy_layer_is_put_and_removed_all_the_same() {
                 .arg("1000")
                 .current_dir(dir.join("in")),
         );
-        // What a mount namespace has got a copy of goes there too, with the mount point.
+        // A copy in another mount namespace goes too, with the mount point.
         let elsewhere = find("unshare").is_some().then(|| {
             Sleeper::start(Command::new("unshare").args([
                 "-m",
@@ -78,8 +78,7 @@ fn a_busy_layer_is_put_and_removed_all_the_same() {
             ]))
         });
         driver.put("busy");
-        // Two engines can't have one upper: what somebody is in stays, and is what the next one
-        // gets.
+        // Two engines can't share an upper: a busy mount stays, and the next get returns it.
         let engine = driver.way == "overlay2, Vellum's engine";
         assert_eq!(driver.is_mounted(&dir), engine);
         assert_eq!(driver.get("busy"), dir);
@@ -93,7 +92,7 @@ fn a_busy_layer_is_put_and_removed_all_the_same() {
 }
 
 #[test]
-fn a_busy_mount_of_the_engine_goes_with_the_put_after_its_user() {
+fn a_busy_engine_mount_goes_with_the_put_after_its_user_ends() {
     every_way(|driver| {
         if driver.way != "overlay2, Vellum's engine" {
             return;
@@ -104,7 +103,7 @@ fn a_busy_mount_of_the_engine_goes_with_the_put_after_its_user() {
         let sleeper = Sleeper::start(Command::new("sleep").arg("1000").current_dir(&dir));
         driver.put("busy");
         drop(sleeper);
-        // Gotten once, not twice.
+        // It counts as one get, not two.
         assert_eq!(driver.get("busy"), dir);
         driver.put("busy");
         assert!(!driver.is_mounted(&dir));
@@ -113,7 +112,7 @@ fn a_busy_mount_of_the_engine_goes_with_the_put_after_its_user() {
 }
 
 #[test]
-fn a_mount_whose_process_was_killed_is_gotten_anew() {
+fn a_mount_whose_process_was_killed_is_mounted_again() {
     every_way(|driver| {
         if driver.way != "overlay2, Vellum's engine" {
             return;
@@ -123,7 +122,7 @@ fn a_mount_whose_process_was_killed_is_gotten_anew() {
         let dir = driver.get("box");
         fs::write(dir.join("kept"), "kept").unwrap();
         kill_engine(&dir);
-        // The one who got it before gives it back, too.
+        // The earlier get is followed by its put, too.
         assert_eq!(driver.get("box"), dir);
         assert_eq!(fs::read(dir.join("kept")).unwrap(), b"kept");
         driver.put("box");
@@ -133,7 +132,7 @@ fn a_mount_whose_process_was_killed_is_gotten_anew() {
         driver.put("box");
         assert!(!driver.is_mounted(&dir));
         kill_engine(&driver.get("box"));
-        // As a parent, and as something to be removed.
+        // As a parent, and as a layer to remove.
         driver.create("child", "box");
         driver.with("child", |dir| assert_eq!(names(dir), ["kept"]));
         driver.create_read_write("last", "base");
@@ -156,7 +155,7 @@ fn kill_engine(dir: &Path) {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(serves)
-        .expect("nobody serves the mount");
+        .expect("no process serves the mount");
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL)
         .unwrap();
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -185,7 +184,7 @@ impl Sleeper {
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        // It can't have ended by itself.
+        // It can't have exited by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -227,7 +226,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart_of_the_plugin() {
         for (call, body) in [
             ("Create", json!({ "ID": "new", "Parent": "base" })),
             ("Get", json!({ "ID": "box" })),
-            // Not "no": the daemon would believe it.
+            // Not "no", since the daemon would believe it.
             ("Exists", json!({ "ID": "box" })),
             ("Remove", json!({ "ID": "box" })),
         ] {

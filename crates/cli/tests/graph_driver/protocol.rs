@@ -1,5 +1,5 @@
 //! What the plugin answers: what it is, calls that come twice, late, or from another daemon, and a
-//! socket that is somebody's.
+//! socket in use.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -38,7 +38,7 @@ fn docker_is_told_what_the_plugin_is() {
 }
 
 #[test]
-fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
+fn every_call_waits_for_a_late_body() {
     if !is_root() {
         return untested("the graph driver", "the test does not run as root");
     }
@@ -63,7 +63,7 @@ fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
 }
 
 #[test]
-fn a_call_whose_body_was_lost_with_a_killed_server_is_told_as_that() {
+fn a_retried_call_without_its_body_is_refused_with_the_reason() {
     if !is_root() {
         return untested("the graph driver", "the test does not run as root");
     }
@@ -87,7 +87,7 @@ fn a_call_whose_body_was_lost_with_a_killed_server_is_told_as_that() {
             .unwrap();
         let said = String::from_utf8_lossy(&answer).into_owned();
         assert_ne!(status, 200, "{call}: {said}");
-        assert!(said.contains("without its body"), "{call}: {said}");
+        assert!(said.contains("without a body"), "{call}: {said}");
     }
     assert!(driver.exists("base"));
     for call in ["Status", "Cleanup", "Capabilities"] {
@@ -128,16 +128,12 @@ fn a_call_that_comes_twice_is_done_once() {
 }
 
 #[test]
-fn what_a_daemon_said_is_kept_and_another_daemon_is_refused() {
+fn a_daemons_settings_are_kept_and_another_daemon_is_refused() {
     every_way_mut(|driver| {
         driver.plugin.kill_and_restart().unwrap();
-        // The socket listens before the server says so.
+        // The socket accepts connections before the server reports ready.
         let until = Instant::now() + Duration::from_secs(60);
-        while !driver
-            .plugin
-            .log()
-            .contains("serving a daemon that is known")
-        {
+        while !driver.plugin.log().contains("serving a known daemon") {
             assert!(Instant::now() < until, "{}", driver.plugin.log());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -182,7 +178,7 @@ fn many_calls_at_once_agree() {
         std::thread::scope(|scope| {
             for worker in 0..8 {
                 scope.spawn(move || {
-                    // All want one parent sealed, and each its own layer.
+                    // All need the same parent sealed, and each its own layer.
                     let id = format!("own-{worker}");
                     driver.create_read_write(&id, "sealed");
                     for turn in 0..3 {

@@ -1,5 +1,5 @@
-//! Layers as trees: what a new one holds, what a child shows of its parents, which are removed, and
-//! how large one grows.
+//! Layers as trees: the content of a new one, what a child shows of its parents, which ones can be
+//! removed, and size limits.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -96,7 +96,7 @@ fn deep_chains_read_through_the_plugin() {
 }
 
 #[test]
-fn what_stands_below_another_layer_is_not_removed() {
+fn a_layer_below_another_is_not_removed() {
     every_way(|driver| {
         driver.create("base", "");
         driver.create("child", "base");
@@ -105,7 +105,7 @@ fn what_stands_below_another_layer_is_not_removed() {
         assert!(driver.exists("base"));
         driver.remove("child");
         driver.remove("base");
-        // What is gone is as good as removed: the daemon may ask twice.
+        // A missing layer counts as removed, because the daemon may ask twice.
         driver.remove("base");
         driver.put("base");
     });
@@ -132,7 +132,7 @@ fn a_parent_that_is_written_to_takes_no_child() {
             assert!(std::time::Instant::now() < until);
         }
         driver.with("child", |dir| assert_eq!(names(dir), ["open"]));
-        // What others stand on can't be written to any more. The driver `overlay` shows its plain
+        // A layer with children can't be written to any more. The driver `overlay` shows its plain
         // trees as they are.
         if driver.way != "overlay" {
             driver.with("box", |dir| {
@@ -150,7 +150,7 @@ fn a_size_limit_holds_or_is_refused() {
         let body = json!({ "ID": "box", "Parent": "base", "StorageOpt": { "size": "5M" } });
         let (status, answer) = driver.ask("CreateReadWrite", body);
         if status != 200 {
-            // Neither project quotas nor Vellum's engine.
+            // Neither project quotas nor Vellum's engine can enforce it.
             assert!(answer.to_string().contains("project quotas"), "{answer}");
             assert!(!driver.exists("box"));
             assert!(
@@ -169,7 +169,7 @@ fn a_size_limit_holds_or_is_refused() {
             "{error}"
         );
         driver.with("box", |dir| {
-            // What was written counts in the next mount, too.
+            // Earlier writes count in the next mount, too.
             fs::remove_file(dir.join("too much")).unwrap();
             assert!(fs::write(dir.join("still too much"), vec![1; 4 << 20]).is_err());
             assert_eq!(fs::metadata(dir.join("fits")).unwrap().len(), 2 << 20);

@@ -49,7 +49,7 @@ def make(seed, lower, bare, uid, gid):
             return
         mode = draw.choice(MODES)
         if not mine:
-            # What others may write needs a copy with an owner that the user can't give.
+            # A file that others may write needs a copy with an owner that the user can't set.
             mode = draw.choice([0o755, 0o700, 0o644, 0o555, 0o777])
         if not stat.S_ISDIR(os.lstat(path).st_mode) and draw.random() < 0.1:
             os.setxattr(path, "security.capability", capability())
@@ -115,7 +115,7 @@ def draw_change(draw, known):
     value = access_acl(draw, draw.choice(FOREIGN + [os.getuid()]))
 
     def opened(root):
-        # A fifo is not waited for.
+        # Don't wait for a fifo.
         fd = os.open(os.path.join(root, path), flags | os.O_NONBLOCK)
         try:
             if flags & os.O_ACCMODE == os.O_RDONLY:
@@ -188,7 +188,7 @@ def strange(root, path):
     """Whether a file, or a directory on the way to it, has an owner or an ACL that the user could give to no copy."""
     root = os.path.realpath(root)
     whole = os.path.join(root, path)
-    # What a link leads to counts, too.
+    # The link's target counts, too.
     for at in [path for whole in (whole, os.path.realpath(whole)) for path in up_from(whole, root)]:
         try:
             found = os.lstat(at)
@@ -224,11 +224,11 @@ def picture(root):
         facts = [oct(found.st_mode), found.st_uid, found.st_gid]
         if not stat.S_ISDIR(found.st_mode):
             facts += [found.st_size, found.st_nlink]
-        # Writing to a fifo moves its time; a FUSE server hears nothing of it.
+        # Writing to a fifo updates its time; a FUSE server doesn't learn of that.
         if found.st_mtime < 1_500_000_000 and not stat.S_ISFIFO(found.st_mode):
             facts.append(found.st_mtime)
         try:
-            # A user may give no capability, so the copy of a file that has one goes without.
+            # A user can't set capabilities, so the copy of a file loses them.
             names = sorted(set(os.listxattr(path, follow_symlinks=False)) - {"security.capability"})
         except OSError as error:
             names = [error.errno]
@@ -238,8 +238,7 @@ def picture(root):
                 facts.append(named(os.getxattr(path, attr, follow_symlinks=False)))
             except (OSError, TypeError) as error:
                 facts.append(getattr(error, "errno", None))
-        # A namespace that has the number 65534 itself lets its root try to read what belongs to
-        # strangers.
+        # A namespace that includes id 65534 lets its root try to read files of unmapped owners.
         closed = os.getuid() == 0 and is_strange(found)
         if stat.S_ISREG(found.st_mode) and not closed:
             try:
@@ -282,7 +281,7 @@ def change(seed, count, bare, union):
         done.append("%s: %s" % (name, told(plain)))
         if plain != ours:
             if forgiven:
-                # The two are no longer alike.
+                # The two differ from here on.
                 return done[:-1], []
             return done, ["%s: %s in a directory, %s in the union" % (name, told(plain), told(ours))]
         if len(done) % 10 == 0:

@@ -1,11 +1,11 @@
-# Runs a command as a plain user with subordinate ids, inside a root of its own
-# (scripts/forky-root.sh run): nothing in it is changed, what names the user lies over it in this
-# mount namespace only.
+# Runs a command as a plain user with subordinate ids, in a separate root file system
+# (scripts/forky-root.sh run). Nothing in it is changed; the files that define the user are mounted
+# over it, only in this mount namespace.
 #
 #   as_plain_user.sh HOME COMMAND [ARGUMENT]...
 #
-# HOME: his home, made if it is not there. His XDG_RUNTIME_DIR is /run/user/61234. /dev/fuse can be
-# opened by everybody, as it can on most machines.
+# HOME is the user's home, created if missing. XDG_RUNTIME_DIR is /run/user/61234. Every user can
+# open /dev/fuse, as on most machines.
 set -eu
 home=$1 id=61234 name=vellum-plain-user
 shift
@@ -26,7 +26,7 @@ if [ -e /dev/fuse ]; then
     chmod 666 "$etc/fuse"
     mount --bind "$etc/fuse" /dev/fuse
 fi
-# crun takes no mixture of both kinds of cgroups: as on a machine with the second kind only.
+# crun doesn't accept a mixture of cgroups v1 and v2, so show only v2.
 if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 fi

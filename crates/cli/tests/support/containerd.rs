@@ -1,4 +1,4 @@
-//! A server of snapshots and a containerd that know each other, and what tests do with both.
+//! A snapshot server and a containerd that are connected, and what tests do with them.
 #![allow(dead_code)]
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use vellum_testkit::clients::{
 pub const HELLO: &str = "hello from version 2, 13 entries at the root";
 pub const IMAGE: &str = "docker.io/library/vellum-demo-small:latest";
 
-/// A server and a containerd that know each other.
+/// A server and a containerd that are connected.
 pub struct Pair {
     // Dropped in this order: containerd would wait for a server that is gone.
     pub containerd: Containerd,
@@ -62,7 +62,7 @@ impl Pair {
         command
     }
 
-    /// Begins a pull whose outcome nobody waits for.
+    /// Starts a pull without waiting for its outcome.
     pub fn begin_pull(&self, namespace: &str, image: &str) -> Child {
         let mut command = self.pull_command(namespace, image);
         command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -84,12 +84,12 @@ impl Pair {
         self.start_box_of(IMAGE, id);
     }
 
-    /// As [`Pair::start_box`], on an image of the caller's.
+    /// Like [`Pair::start_box`], with the caller's image.
     pub fn start_box_of(&self, image: &str, id: &str) {
         self.start_box_with(&[], image, id);
     }
 
-    /// As [`Pair::start_box_of`], with options of the caller's.
+    /// Like [`Pair::start_box_of`], with the caller's options.
     pub fn start_box_with(&self, options: &[&str], image: &str, id: &str) {
         let loop_forever = "echo begun > /begun; while :; do sleep 1; done";
         let mut command = self.containerd.run_command("default");
@@ -101,13 +101,13 @@ impl Pair {
         });
     }
 
-    /// Runs the image's own command in a container of a moment.
+    /// Runs the image's own command in a temporary container.
     pub fn hello(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
         self.containerd.run_once(namespace, image, id)
     }
 
-    /// Runs a line of shell in a container that runs. Only its exit status counts: what it prints
-    /// can get lost on the way when containerd has just been started again.
+    /// Runs a line of shell in a running container. Only its exit status counts, because its output
+    /// can get lost if containerd has just been restarted.
     pub fn inside(&self, id: &str, line: &str) -> anyhow::Result<()> {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -125,7 +125,7 @@ impl Pair {
         self.containerd.ctr(&arguments).map(drop)
     }
 
-    /// The names of what a container has changed, as containerd's differ finds them, without a
+    /// Returns the paths that a container has changed, as containerd's differ finds them, without a
     /// leading slash.
     pub fn changed_names(&self, id: &str) -> Vec<String> {
         let diff = self.home.join("diff.tar.gz");
@@ -141,7 +141,7 @@ impl Pair {
 
     pub fn end_box(&self, id: &str) {
         let ctr = |arguments: &[&str]| self.containerd.ctr_patiently(arguments);
-        // Ended by itself is as good.
+        // It may have ended by itself.
         let _ = self
             .containerd
             .ctr(&["task", "kill", "--signal", "SIGKILL", id]);
@@ -166,19 +166,18 @@ impl Pair {
         }
     }
 
-    /// Takes away what a server that was killed can leave behind: trees whose record it was about
-    /// to write.
+    /// Removes what a killed server can leave behind: trees whose record it was about to write.
     pub fn collect_litter(&self) {
         run(self.vellum().args(["gc", "--quiet"])).unwrap();
     }
 
-    /// Drops what unfinished pulls hold, collects garbage, and checks that the store has what
-    /// containerd knows and nothing else, that trees agree with records, and that nothing is
-    /// mounted but `mounts` trees.
+    /// Drops the leases of unfinished pulls, collects garbage, and checks that the store has
+    /// exactly what containerd knows, that trees agree with records, and that exactly `mounts`
+    /// trees are mounted.
     #[track_caller]
     pub fn assert_only_known(&self, namespaces: &[&str], mounts: usize) {
         self.collect_litter();
-        // The server may have been started a moment ago.
+        // The server may have just been started.
         let ls = ["snapshots", "--snapshotter", SNAPSHOTTER, "ls"];
         self.containerd.ctr_patiently(&ls).unwrap();
         for namespace in namespaces {
@@ -188,16 +187,16 @@ impl Pair {
                 let mut command = self.containerd.command(namespace);
                 run(command.args(["leases", "rm", "--sync", lease])).unwrap();
             }
-            // containerd asks the server what it has beyond its own accounts only when one of its
-            // snapshots went.
+            // containerd looks for snapshots that it doesn't know only after one of its own was
+            // removed.
             self.containerd
                 .ctr_patiently(&["snapshots", "--snapshotter", SNAPSHOTTER, "prepare", "went"])
                 .unwrap();
-            // A collection may have been quicker.
+            // A collection may have removed it already.
             let _ = self
                 .containerd
                 .ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "rm", "went"]);
-            // A lease that is made and removed: without any, the removal is what collects.
+            // A lease is created and removed, because removing one triggers a collection.
             let mut command = self.containerd.command(namespace);
             run(command.args(["leases", "create", "--id", "collect"])).unwrap();
             let mut command = self.containerd.command(namespace);
@@ -235,8 +234,8 @@ impl Pair {
         );
     }
 
-    /// Waits until neither containerd nor the store nor the disk has a snapshot. What was in use
-    /// when garbage was collected goes the next time.
+    /// Waits until neither containerd nor the store nor the disk has a snapshot. Snapshots in use
+    /// during a collection are removed by the next one.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         let left = || -> anyhow::Result<(Vec<String>, Vec<String>)> {
@@ -253,7 +252,7 @@ impl Pair {
             }
             for namespace in ["default", "other"] {
                 let mut collect = self.containerd.command(namespace);
-                // If it fails, the next look tells.
+                // If it fails, the next check shows that.
                 let _ = run(collect.args(["content", "prune", "references"]));
             }
             std::thread::sleep(Duration::from_millis(200));

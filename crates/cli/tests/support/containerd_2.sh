@@ -1,12 +1,12 @@
 # Runs in the root of Debian's next release (scripts/forky-root.sh), with bash: a containerd 2 on
 # Vellum's snapshotter and differ. /exchange has vellum, small.tar and the tests' results; $REGISTRY
-# is a registry on loopback that has the same image as demo:small. "ok: ..." lines are what the test
-# compares; anything that fails ends the script.
+# is a registry on loopback that has the same image as demo:small. The test compares the "ok: ..."
+# lines; any failure ends the script.
 set -eu
 dir=/exchange/$1
 run=/run/$1
 mkdir -p "$dir" "$run"
-# A name for a container that no other on this machine has: its control groups are called so.
+# A container name that is unique on this machine, because its control groups have that name.
 box=$1-$(cat /proc/sys/kernel/random/uuid)
 vellum_pid=
 containerd_pid=
@@ -70,8 +70,8 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 EOF
 }
 
-# A tree as text: all that find can say of each name. A directory's size is the file system's own
-# business.
+# Prints a tree as text: everything that find can report for each name. Sizes of directories depend
+# on the file system and are left out.
 tree() {
   (cd "$1" && find . -mindepth 1 \( -type d -printf '%P %y %m %U %G - %T@ - %l\n' -o -printf '%P %y %m %U %G %s %T@ %n %l\n' \) | sort)
 }
@@ -80,16 +80,16 @@ tree() {
 shown() { # SNAPSHOTTER TOP FILE
   mkdir -p "$run/look"
   c snapshots --snapshotter "$1" view --target "$run/look" look "$2" > "$run/mount.sh"
-  # mount(8) since 2.39 goes by fsconfig(2), which takes values of 255 bytes at most; mount(2) takes
-  # a page.
+  # mount(8) since 2.39 uses fsconfig(2), which accepts values of at most 255 bytes; mount(2)
+  # accepts a page.
   LIBMOUNT_FORCE_MOUNT2=always sh -e "$run/mount.sh"
   tree "$run/look" > "$3"
   umount "$run/look"
-  # Nobody holds it: a collection may have been here before.
+  # Nothing keeps it, so a collection may have removed it already.
   c snapshots --snapshotter "$1" rm look 2> /dev/null || true
 }
 
-# What a server that was killed can leave behind: trees whose record it was about to write.
+# What a killed server can leave behind: trees whose record it was about to write.
 collect_litter() { /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null gc --quiet; }
 
 remove_everything() { # NAMESPACE...

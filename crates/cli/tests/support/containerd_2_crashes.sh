@@ -23,7 +23,7 @@ trees() { find "$dir/v/overlay2" -mindepth 1 -maxdepth 1 -not -name l | wc -l; }
 known() { c snapshots --snapshotter vellum ls | sed 1d | wc -l; }
 pull() { c image pull --plain-http --snapshotter vellum "$image" > /dev/null; }
 
-# Crashes a side as soon as the pull has brought so many trees, or has ended.
+# Crashes a side as soon as the pull has created this many trees, or has ended.
 crash_amid_a_pull() { # TREES SIDE
   before=$(trees)
   pull 2> /dev/null &
@@ -39,24 +39,24 @@ crash_amid_a_pull() { # TREES SIDE
     ;;
   esac
   case $2 in containerd | both) start_containerd ;; esac
-  # Its outcome is a matter of luck.
+  # It may succeed or fail.
   wait $pulling || true
   wait_for inside 'grep -qx begun /begun'
 }
 
-# The store has what containerd knows, once nothing holds what the pulls left unfinished; trees
-# agree with records; the container's tree is all that is mounted.
+# Once the leases of unfinished pulls are gone, the store has exactly what containerd knows; trees
+# agree with records; only the container's tree is mounted.
 only_known() {
   collect_litter
-  # The server may have been started a moment ago.
+  # The server may have just been started.
   wait_for c snapshots --snapshotter vellum ls
-  # containerd asks the server what it has beyond its own accounts only when one of its snapshots
-  # went. A collection may be quicker.
+  # containerd looks for snapshots that it doesn't know only after one of its own was removed. A
+  # collection may have removed it already.
   c snapshots --snapshotter vellum prepare went > /dev/null
   c snapshots --snapshotter vellum rm went 2> /dev/null || true
   c leases create --id collect > /dev/null
   for lease in $(c leases ls --quiet); do
-    # One may end by itself.
+    # A lease may end by itself.
     c leases rm --sync "$lease" > /dev/null 2>&1 || true
   done
   test -z "$(c leases ls --quiet)"

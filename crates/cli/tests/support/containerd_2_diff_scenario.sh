@@ -1,5 +1,5 @@
-# After containerd_2.sh: the changes of containers that run, on the kernel's overlay and on Vellum's
-# engine, with ids of their own and without, by Vellum's differ and by containerd's.
+# After containerd_2.sh: the changes of running containers, on the kernel's overlay and on Vellum's
+# engine, with and without their own ids, by Vellum's differ and by containerd's.
 image=docker.io/library/vellum-demo-small:latest
 top=$dir
 map="--uidmap 0:100000:6000000 --gidmap 0:7000000:6000000"
@@ -13,7 +13,7 @@ begin() { # NAME VELLUM-FLAGS SERVER-FLAGS
   mkdir -p "$dir" "$run"
   write_config
   if test -n "$3"; then
-    # The differ, which comes later, has an address of its own.
+    # The differ's section, which comes later, has its own address.
     sed -i '0,\|^  address = "'"$run"'/vs"|s||&\n  capabilities = ["remap-ids"]|' "$dir/config.toml"
   fi
   if test "$1" = walked; then sed -i 's/"vellum-diff", "walking"/"walking"/' "$dir/config.toml"; fi
@@ -28,7 +28,7 @@ changed() { # NAME RUN-FLAGS: what the changes of a container are
   wait_for inside "$1" 'grep -qx begun /begun'
   inside "$1" "$changes"
   c snapshots --snapshotter vellum diff --keep "$box-$1" > "$dir/$1.tar.gz"
-  # It goes on undisturbed.
+  # The container keeps running undisturbed.
   inside "$1" 'grep -qx "version 9" /made/again; echo on > /on'
   tar --numeric-owner -tvzf "$dir/$1.tar.gz" | awk '{ print $1, $2, $6, $7, $8, $9 }' | sed 's/ *$//; s/^\([^ ]*\) \([^ ]*\) \(.*\.wh\..*\)$/whiteout \3/' | sort > "$top/$1.list"
   c task kill --signal SIGKILL "$box-$1"

@@ -1,11 +1,11 @@
-# After containerd_2.sh: containers with ids of their own, mapped by containerd's copies, by the
-# kernel and by Vellum's engine, with every driver.
+# After containerd_2.sh: containers with their own ids, mapped by containerd's copies, by the kernel
+# and by Vellum's engine, with every driver.
 image=docker.io/library/vellum-demo-small:latest
 top=$dir
-# In one write: what comes late can get lost where nobody stays.
+# In one write, because late output can get lost when the process ends.
 show='echo $(stat -c "%n %u:%g" / /app/version /odd/far-owner
   echo fresh > /fresh; echo more >> /app/version; mkdir /made; chown 1000:7 /made; stat -c "%n %u:%g" /fresh /app/version /made; cat /proc/self/uid_map)'
-# As many ids as the image's odd owners need.
+# As many ids as the image's unusual owners need.
 map="--uidmap 0:100000:6000000 --gidmap 0:7000000:6000000"
 
 mapped() { # NAME LABELS VELLUM-FLAGS SERVER-FLAGS
@@ -16,7 +16,7 @@ mapped() { # NAME LABELS VELLUM-FLAGS SERVER-FLAGS
   mkdir -p "$dir" "$run"
   write_config
   if test -n "$4"; then
-    # The differ, which comes later, has an address of its own.
+    # The differ's section, which comes later, has its own address.
     sed -i '0,\|^  address = "'"$run"'/vs"|s||&\n  capabilities = ["remap-ids"]|' "$dir/config.toml"
   fi
   start_vellum

@@ -11,7 +11,7 @@ echo "ok: import: $(hello default $image one)"
 test "$(grep -c 'call="Apply"' "$dir/vellum.log")" = 10
 echo "ok: ten layers went through the differ"
 
-# What the differ unpacks is what containerd's own unpacks.
+# Vellum's differ unpacks the same as containerd's own.
 c image import --snapshotter overlayfs /exchange/small.tar > /dev/null
 top=$(c snapshots --snapshotter vellum ls | awk 'NR > 1 { keys[$1]; parents[$2] } END { for (key in keys) if (!(key in parents)) print key }')
 shown vellum "$top" "$dir/ours"

@@ -1,5 +1,5 @@
-//! The kubelet's part: its interface to containers and images (CRI), with the calls that a pod's
-//! life takes, and what a node's containerd is given.
+//! Plays the kubelet: its interface to containers and images (CRI), with the calls in a pod's life,
+//! and the configuration of a node's containerd.
 #![allow(dead_code)]
 
 #[path = "cri_messages.rs"]
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use api::mode;
 use vellum_testkit::clients::{Home, run};
 
-/// The image that pods' own containers are of.
+/// The image of the pods' own containers.
 pub const PAUSE: &str = "example.org/pause:1";
 
 /// A client of containerd's CRI plugin.
@@ -60,7 +60,7 @@ impl Kubelet {
         Ok(())
     }
 
-    /// A call that is made again until it does what is expected of it.
+    /// Repeats a call until it returns what is expected.
     fn patiently<A>(&self, what: &str, mut call: impl FnMut() -> Result<A, tonic::Status>) -> A {
         let deadline = Instant::now() + Duration::from_secs(90);
         loop {
@@ -72,14 +72,14 @@ impl Kubelet {
         }
     }
 
-    /// Pulls an image, as soon as the plugin is up: it comes later than containerd's first answer.
+    /// Pulls an image as soon as the plugin is up, which is later than containerd's first answer.
     pub fn pull(&self, image: &str) {
         let _id: api::Id = self.patiently("pull", || {
             self.call("ImageService", "PullImage", of_image(image))
         });
     }
 
-    /// What is known of an image.
+    /// Returns what is known about an image.
     pub fn image(&self, name: &str) -> Option<api::Image> {
         let status = self.call("ImageService", "ImageStatus", of_image(name));
         let status: api::ImageStatus = status.unwrap();
@@ -91,15 +91,15 @@ impl Kubelet {
         let api::Nothing {} = done.unwrap();
     }
 
-    /// What images take, file system by file system.
+    /// Returns the space of images for each file system.
     pub fn image_file_systems(&self) -> Vec<api::FsUsage> {
         let info = self.call("ImageService", "ImageFsInfo", api::Nothing {});
         let info: api::FsInfo = info.unwrap();
         info.images
     }
 
-    /// Begins a pod and returns its id. An image that was imported a moment ago is known to the
-    /// plugin by an event.
+    /// Starts a pod and returns its id. The plugin learns of a newly imported image by an event, so
+    /// this retries.
     pub fn begin_pod(&self, config: &api::PodConfig) -> String {
         let begun: api::Id = self.patiently("pod", || {
             let config = Some(config.clone());
@@ -108,8 +108,8 @@ impl Kubelet {
         begun.id
     }
 
-    /// Starts a container in a pod that was begun with `config`, and returns its id. It runs a line
-    /// of shell.
+    /// Starts a container in a pod that was started with `config`, and returns its id. It runs a
+    /// line of shell.
     pub fn begin(
         &self,
         pod: &str,
@@ -121,7 +121,7 @@ impl Kubelet {
         self.begin_with(pod, config, name, image, line, Vec::new())
     }
 
-    /// As [`Kubelet::begin`], with volumes.
+    /// Like [`Kubelet::begin`], with volumes.
     pub fn begin_with(
         &self,
         pod: &str,
@@ -181,7 +181,7 @@ impl Kubelet {
         text(&done.out)
     }
 
-    /// How many bytes and inodes a container has of its own, once the plugin (which counts every
+    /// Returns the bytes and inodes of a container's own layer, once the plugin (which counts every
     /// ten seconds) has found at least `bytes`.
     pub fn written(&self, container: &str, bytes: u64) -> (u64, u64) {
         self.patiently("statistics", || {
@@ -205,8 +205,8 @@ impl Kubelet {
     }
 }
 
-/// An image as a volume at `/volume` of a container in a pod with `config`, whose ids it is to
-/// have.
+/// An image as a volume at `/volume` of a container in a pod with `config`, mapped to the pod's
+/// ids.
 pub fn volume_of(image: &str, config: &api::PodConfig) -> api::Mount {
     let user = namespaces(config).and_then(|namespaces| namespaces.user.clone());
     let user = user.unwrap_or_default();
@@ -263,8 +263,7 @@ pub fn pod(name: &str) -> api::PodConfig {
     pod_in(name, namespaces)
 }
 
-/// A pod with ids of its own: `length` of them, from `host` on. Such a pod is in a network of its
-/// own.
+/// A pod with its own ids: `length` of them, from `host` on. Such a pod has its own network.
 pub fn pod_with_ids(name: &str, host: u32, length: u32) -> api::PodConfig {
     let ids = || {
         vec![api::IdMapping {
@@ -285,7 +284,7 @@ pub fn pod_with_ids(name: &str, host: u32, length: u32) -> api::PodConfig {
     pod_in(name, namespaces)
 }
 
-/// An image whose command waits, which is what a pod's own container is for.
+/// An image whose command only waits, as a pod's own container does.
 pub fn pause_archive(home: &Home, program: &str) -> PathBuf {
     let tree = home.dir("pause").unwrap();
     std::fs::copy("/bin/busybox", tree.join("busybox")).unwrap();
@@ -302,8 +301,8 @@ pub fn pause_archive(home: &Home, program: &str) -> PathBuf {
     archive
 }
 
-/// What `vellum node install` makes of a configuration on a node with the store `root`; its socket
-/// becomes the test's own.
+/// Returns the configuration after `vellum node install` on a node with the store `root`, with the
+/// socket replaced by the test's own.
 pub fn installed(home: &Home, program: &str, config: &str, root: &Path, socket: &Path) -> String {
     let node = home.dir("node").unwrap();
     let settings = home.dir("node/etc/vellum").unwrap().join("vellum.toml");

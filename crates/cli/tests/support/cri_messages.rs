@@ -1,5 +1,5 @@
-//! Messages of the kubelet's interface (`runtime.v1`), as far as they are needed; the numbers are
-//! the contract's.
+//! Messages of the kubelet's interface (`runtime.v1`), as far as they are needed; the field numbers
+//! are those of the API.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PodMetadata {
@@ -22,7 +22,7 @@ pub struct NamespaceOption {
     pub user: Option<UserNamespace>,
 }
 
-/// Whose namespace is meant.
+/// Which namespace to use.
 pub mod mode {
     pub const POD: i32 = 0;
     pub const CONTAINER: i32 = 1;

@@ -19,8 +19,8 @@ stop_docker() {
 }
 export DOCKER_HOST=unix://$run/d.sock DOCKER_CONFIG=$dir/client
 
-# All of a container's tree that does not depend on when it was made: names, kinds, owners, modes,
-# links, contents.
+# Everything in a container's tree that doesn't depend on its creation time: names, types, owners,
+# modes, links, contents.
 contents() { # CONTAINER
   mkdir "$dir/contents"
   docker export "$1" | tar --extract --directory "$dir/contents" --numeric-owner --same-owner --same-permissions --xattrs --xattrs-include='*'
@@ -52,7 +52,7 @@ COPY --from=first /moved/version /app/version
 RUN rm -r /odd/replaced && mkdir /odd/replaced && touch /odd/replaced/new
 DOCKERFILE
 
-# The same steps on either snapshotter; what they say goes to the file.
+# The same steps on either snapshotter; their output goes to the file.
 steps() { # FILE
   {
     docker load --quiet --input /exchange/small.tar
@@ -73,7 +73,7 @@ steps() { # FILE
     docker buildx build --quiet --network none --tag demo:built "$dir/context" > /dev/null
     image demo:built
     docker run --rm --network none demo:built /bin/cat /app/version /built/file
-    # Once more: nothing is to be done.
+    # Once more: nothing has to be done.
     docker buildx build --progress plain --network none --tag demo:built "$dir/context" 2>&1 | grep -c CACHED
     docker save --output "$dir/saved.tar" demo:built demo:changed
     docker cp box:/app/version "$dir/copied"
@@ -98,7 +98,7 @@ diff "$dir/theirs" "$dir/ours" > "$dir/difference" || { head -n 20 "$dir/differe
 echo "ok: every step gave what it gives on overlayfs"
 echo "ok: built: $(docker run --rm --network none demo:built /bin/sh -c 'cat /app/version /built/file; ls /odd/replaced; ls -d /odd/setuid' | tr '\n' ' ')"
 
-# The server goes and comes back under a container that runs.
+# The server stops and starts again while a container runs.
 docker run --detach --name stays --network none vellum-demo-small /bin/sh -c 'while :; do sleep 1; done' > /dev/null
 crash $vellum_pid
 docker exec stays /bin/sh -c 'echo alone > /alone'

@@ -1,4 +1,4 @@
-//! Layers to be mounted, made on the spot, and what the kernel shows of them.
+//! Layers to mount, created by the test, and what the kernel shows of them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -61,7 +61,7 @@ impl World {
     }
 
     /// The same for layers that were just unmounted, which must succeed: a mount namespace that
-    /// somebody else on this machine made meanwhile may hold a copy of the mount for a while.
+    /// another process has just created may hold a copy of the mount for a while.
     #[track_caller]
     pub fn on_free_layers(&self, args: &[&str]) {
         for _ in 0..1200 {
@@ -85,7 +85,7 @@ impl World {
         merged
     }
 
-    /// Lets the plain user have the layers, and returns a script's result as him.
+    /// Gives the layers to the plain user, runs a script as that user and returns its result.
     pub fn as_user(&self, user: &PlainUser, script: &str) -> Said {
         let dirs = ["top", "base", "upper", "work", "merged"].map(|dir| self.at(dir));
         let mut give = Command::new("chown");
@@ -101,7 +101,7 @@ impl World {
         said(run.output().unwrap())
     }
 
-    /// Unmounts, and waits until the upper is free: then all is written.
+    /// Unmounts, and waits until the upper is free. Then everything is written.
     pub fn unmount(&self) {
         self.scratch.unmount(&self.at("merged"));
         wait_free(&self.at("upper"));
@@ -127,7 +127,7 @@ pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Everything a layer may hold, made through the kernel's overlay with all its marks.
+/// Everything a layer may hold, created through the kernel's overlay with all its marks.
 pub fn changed(world: &World) -> PathBuf {
     let target = world.scratch.dir("made");
     Overlay {
@@ -160,7 +160,7 @@ pub const ALL: Ignore = Ignore {
     xattrs: false,
 };
 
-/// Mounts layers by the kernel, read-only and with every mark off, and takes a picture.
+/// Mounts layers with the kernel, read-only and with every feature off, and returns the tree.
 pub fn kernel_shows(world: &World, name: &str, layers: &[&Path]) -> Tree {
     let target = world.scratch.dir(name);
     let empty = world.scratch.dir("empty");

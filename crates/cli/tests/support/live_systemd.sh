@@ -1,17 +1,17 @@
 #!/bin/bash
 # Boots systemd in a container whose root is a throw-away overlay of this machine's, runs SCENARIO
-# as root inside, and prints what that printed.
+# as root inside, and prints its output.
 #
 #   live_systemd.sh VELLUM CONTRIB SCENARIO EXCHANGE
 #
-# EXCHANGE, a directory, is /exchange inside: vellum, contrib and what else it has.
+# EXCHANGE, a directory, is /exchange inside; it gets vellum and contrib next to its other content.
 set -eu
 vellum=$1 contrib=$2 scenario=$3 exchange=$4
 place=$exchange/machine
 mkdir "$place"
 mount -t tmpfs machine "$place"
 end() {
-  # What systemd-nspawn makes for itself in each hierarchy, and leaves.
+  # What systemd-nspawn creates in each hierarchy and leaves behind.
   for group in /sys/fs/cgroup/*/{payload,supervisor}; do
     test ! -d "$group" || find "$group" -depth -type d -exec rmdir {} + 2> /dev/null || true
   done
@@ -36,7 +36,7 @@ StandardError=append:/exchange/said
 ExecStopPost=/bin/systemctl --no-block poweroff
 UNIT
 printf '[Unit]\nRequires=basic.target scenario.service\n' > "$place/root/etc/systemd/system/scenario.target"
-# Keys and BPF are what runc asks for; nothing of the machine's own state is seen, or written.
+# runc needs keys and BPF; the machine's own state is neither visible nor writable.
 timeout 300 systemd-nspawn --quiet --directory="$place/root" --register=no --keep-unit --boot --private-network \
   --capability=all --system-call-filter='@keyring bpf' --bind=/dev/fuse --bind="$exchange:/exchange" \
   --tmpfs=/var/lib/containerd --tmpfs=/var/lib/vellum --tmpfs=/var/lib/docker \

@@ -1,5 +1,4 @@
-//! A store of its own for each test, driven through the real command, and archives made on the
-//! spot.
+//! A separate store for each test, used through the real command, and archives created by the test.
 #![allow(dead_code)] // each test program uses a part of it
 
 pub mod layered;
@@ -23,7 +22,7 @@ pub struct World {
     flags: Vec<String>,
 }
 
-/// What a command said and how it ended.
+/// A command's output and how it ended.
 #[derive(Debug)]
 pub struct Said {
     pub code: i32,
@@ -32,7 +31,7 @@ pub struct Said {
 }
 
 impl World {
-    /// `None`, and recorded as untested, without root.
+    /// `None`, and recorded as untested, if not run as root.
     pub fn new() -> Option<World> {
         Self::with(&[])
     }
@@ -99,7 +98,7 @@ impl World {
         serde_json::from_str(&self.ok(args)).unwrap()
     }
 
-    /// Runs a command that must fail with `code` and returns its complaint.
+    /// Runs a command that must fail with `code` and returns its error text.
     #[track_caller]
     pub fn fails(&self, code: i32, args: &[&str]) -> String {
         let said = self.run(args);
@@ -125,7 +124,7 @@ impl World {
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_vec();
         let feeder = std::thread::spawn(move || {
-            // It may have heard enough.
+            // The command may have stopped reading.
             let _ = stdin.write_all(&input);
         });
         let out = child.wait_with_output().unwrap();
@@ -150,10 +149,10 @@ pub fn said(out: Output) -> Said {
     }
 }
 
-/// A layer in the making.
+/// A layer under construction.
 pub struct LayerTar(LayerWriter<Vec<u8>>);
 
-/// Begins a layer. Entries must come in path order.
+/// Starts a layer. Entries must come in path order.
 pub fn layer() -> LayerTar {
     LayerTar(LayerWriter::new(Vec::new()))
 }

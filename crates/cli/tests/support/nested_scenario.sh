@@ -1,5 +1,5 @@
-# What a build in a container does with Podman and Buildah, whose mount program is Vellum, on the
-# container's own file system: no volume. Prints what the image holds in the end.
+# The steps of a build in a container with Podman and Buildah, with Vellum as the mount program, on
+# the container's own file system, without a volume. Prints the final content of the image.
 #
 #   nested_scenario.sh VELLUM [kernel]      with `kernel`, the kernel's overlay mounts
 set -eu
@@ -34,7 +34,7 @@ RUN mv /tree/moved/sub /tree/sub; rm /tree/file; mkdir /tree/gone; echo more >> 
 END
 quietly buildah $storage bud --isolation chroot --layers $policy $limits -f Containerfile -t localhost/built .
 
-# A container of it is changed, committed, saved and loaded again.
+# Changes a container of it, commits, saves and loads it again.
 container=$(buildah $storage from $policy --pull-never $limits localhost/built)
 quietly buildah $storage run --isolation chroot "$container" -- sh -ec 'rm -r /tree/sub; mv /tree/other /tree/last; echo 1 > /tree/committed'
 quietly buildah $storage commit $policy --rm "$container" localhost/committed

@@ -1,4 +1,4 @@
-//! Podman in tests: this machine's, and the newer one in a root of its own.
+//! Podman in tests: this machine's, and a newer one in its own root file system.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,7 +14,7 @@ use super::{Said, archive, layer, said};
 pub const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 pub const AS_PLAIN_USER: &str = include_str!("as_plain_user.sh");
 
-/// What a plain user can unpack: no devices, and no owner beyond his range.
+/// What a plain user can unpack: no devices, and no owner outside the user's range.
 pub fn plain_image(scratch: &Scratch) -> PathBuf {
     let busybox = fs::read(find("busybox").unwrap()).unwrap();
     let mut base = layer().dir("bin").program("bin/busybox", &busybox);
@@ -61,7 +61,7 @@ pub fn plain_image(scratch: &Scratch) -> PathBuf {
     )
 }
 
-/// Where the newer programs meet Vellum: a home, and in it the directory that they see as
+/// The place shared with the newer programs: a home, and in it the directory that they see as
 /// `/exchange`, with Vellum's program in it.
 pub fn newer() -> Option<(Home, PathBuf)> {
     if std::env::var_os("VELLUM_SLOW").is_none() {
@@ -85,7 +85,7 @@ pub fn in_newer(exchange: &Path) -> Command {
     run
 }
 
-/// podman on a store of its own below `home`, with Vellum as mount program.
+/// Runs podman on its own store below `home`, with Vellum as the mount program.
 pub fn podman(home: &Home, store: &str, options: &[&str], args: &[&str]) -> String {
     let program = home.join("fuse-overlayfs");
     if !program.exists() {
@@ -108,8 +108,8 @@ pub fn call(home: &Home, store: &str, options: &[&str], args: &[&str]) -> Said {
     said(run.args(options).args(args).output().unwrap())
 }
 
-/// What podman says once it succeeds. A removal is tried again: podman's own clean-up behind an
-/// ended container may be at it.
+/// Returns podman's output once it succeeds. A removal is retried, because podman's own clean-up
+/// after an ended container may still be running.
 pub fn done_in_the_end(args: &[&str], call: impl Fn() -> Said) -> String {
     let mut done = call();
     for _ in 0..30 {

@@ -1,6 +1,5 @@
-# What the newer Podman and Buildah do with ids of a container's own, with volumes that are
-# id-mapped and with additional image stores, as root in a root of their own. Prints what the
-# containers said.
+# The newer Podman and Buildah with a container's own ids, id-mapped volumes and additional image
+# stores, as root in a separate root file system. Prints the output of the containers.
 #
 #   podman_5_scenario.sh NAME [MOUNT-PROGRAM]
 #
@@ -13,7 +12,7 @@ name=$1 program=${2:-}
 here=/exchange/$name
 export TMPDIR=$here/tmp
 mkdir -p "$TMPDIR" "/run/$name"
-# Ids for --userns=auto, in this mount namespace only. Ranges are found for users who exist.
+# Ids for --userns=auto, in this mount namespace only. Ranges are looked up only for existing users.
 { cat /etc/passwd; echo "containers:x:61999:61999::/nonexistent:/usr/sbin/nologin"; } > /run/passwd
 mount --bind /run/passwd /etc/passwd
 for file in subuid subgid; do
@@ -33,7 +32,7 @@ on() {
     [ "$tool" = buildah ] || set -- --runtime runc --cgroup-manager cgroupfs --events-backend file --tmpdir "/run/$name/tmp" "$@"
     timeout 120 "$tool" "$@"
 }
-# Podman's own clean-up behind an ended container may still be at it.
+# Podman's own clean-up after an ended container may still be running.
 surely() {
     for try in $(seq 30); do
         ! "$@" > /dev/null 2> "/run/$name/complaint" || return 0
@@ -53,7 +52,7 @@ script="stat -c '%u %g' /bin/busybox; echo x > /new; chown 3:4 /new; chmod 4755 
 removed="[ -e /srv ] && echo not removed || echo removed"
 
 own load --quiet --input /exchange/plain.tar > /dev/null
-# In the last one, a number may be either side's.
+# In the last one, container ids and host ids overlap.
 for ids in "--uidmap 0:100000:65536 --gidmap 0:100000:65536" --userns=auto "--uidmap 0:1000:60000 --gidmap 0:1000:60000"; do
     step "$ids"
     own run $limits $ids --name box $image sh -c "$script; $see; while read -r in out many; do [ \$out = 0 ] && echo not mapped || echo mapped; done < /proc/self/uid_map"
@@ -85,7 +84,7 @@ surely build rm "$working"
 surely own rmi --force localhost/mine:4
 
 step idmap
-# A directory of the host's with the container's ids, in a container with ids of its own.
+# A host directory with the container's ids, in a container with its own ids.
 mkdir -p "$here/volume"
 own run --rm $limits --userns=auto -v "$here/volume:/data:idmap" $image sh -c 'echo v > /data/file; chown 5:6 /data/file; stat -c "%u %g" /data/file'
 stat -c '%u %g' "$here/volume/file"

@@ -1,5 +1,5 @@
-# What people do with Podman and Buildah, on a store of its own; prints everything that must not
-# depend on who mounts.
+# Common work with Podman and Buildah, on a separate store; prints everything that must not depend
+# on the mount program.
 #
 #   podman_scenario.sh DIR RUN ARCHIVE [MOUNT-PROGRAM]
 #
@@ -17,7 +17,7 @@ storage() {
     [ -z "$program" ] || set -- "$@" --storage-opt "overlay.mount_program=$program"
     printf '%s\n' "$@"
 }
-# shellcheck disable=SC2046 # words are meant
+# shellcheck disable=SC2046 # splitting is intended
 podman() {
     timeout 120 podman $(storage) --tmpdir "$run/t" --runtime "${RUNTIME:-runc}" --cgroup-manager cgroupfs --events-backend file "$@"
 }
@@ -26,7 +26,7 @@ buildah() { timeout 120 buildah $(storage) "$@"; }
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 ulimits="--ulimit nofile=1000:1000 --ulimit nproc=1000:1000"
 limits="--network none $ulimits"
-# Podman's own clean-up behind an ended container may still be at it.
+# Podman's own clean-up after an ended container may still be running.
 surely() {
     for try in $(seq 30); do
         ! "$@" > /dev/null 2> "$dir/complaint" || return 0
@@ -36,8 +36,8 @@ surely() {
     return 1
 }
 step() { printf '== %s\n' "$1"; }
-# What a tar holds: names, modes, owners, sizes and links, no times; and one sum over the content of
-# its files. Without what runtimes put there for themselves.
+# Prints a tar's content: names, modes, owners, sizes and links, no times; and one sum over the
+# content of its files. Files that runtimes add are left out.
 own='\(\./\)\?\(proc\|sys\|dev\|run\|etc/hosts\|etc/resolv.conf\|etc/hostname\|etc/mtab\)'
 picture() {
     tar --numeric-owner -tvf "$1" | sed 's/  */ /g' | cut -d' ' -f1-3,6- | grep -v -e " $own\(/\|\$\| ->\)" -e ' \(\./\)\?etc/$' | LC_ALL=C sort -k4 > "$dir/names" || true
@@ -56,7 +56,7 @@ podman run $limits --name box "$image" sh -c '
     rm -r /srv/*; echo x > /srv/x; mkdir -p /data/sub; ln -sf ../x /data/sub/link
     [ -e /data/fifo ] || mkfifo /data/fifo; chown 7:8 /data/sub; chmod 2755 /data/sub; dd if=/dev/zero of=/data/big bs=64k count=40 2> /dev/null
     [ -e /data/twin ] || ln /data/big /data/twin; rm -f /etc/group; echo "it ran"'
-# Who mounts is who was asked to.
+# The configured program really does the mounting.
 shown=$(podman run --rm $limits "$image" sh -c 'while read -r a b type rest; do [ "$b" != / ] || echo "$type"; done < /proc/mounts' | tail -n 1)
 [ "$shown" = "$([ -z "$program" ] && echo overlay || echo fuse.fuse-overlayfs)" ]
 step exec
@@ -93,8 +93,8 @@ for blob in "$dir"/saved/blobs/sha256/*; do
 done
 surely podman rm --force box again
 
-# The layers of an image above its base's: what is in them. (The ids of those that RUN made depend
-# on more than what was changed: see docs/overlay.md.)
+# The content of an image's layers above its base. (The ids of layers created by RUN depend on more
+# than the changes: see docs/overlay.md.)
 new_layers() {
     podman save --quiet --format oci-dir --output "$dir/saved-$2" "$1" > /dev/null
     for diff in $(podman image inspect --format '{{range .RootFS.Layers}}{{println .}}{{end}}' "$1" | grep . | tail -n "+$((base + 1))"); do

@@ -1,4 +1,4 @@
-//! A server of containerd's snapshotter on a store of its own, and a client that speaks to it.
+//! A snapshotter server on its own store, and a client.
 #![allow(dead_code)] // each test program uses a part of it
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
-/// Waits until `done`, or fails with what was waited for.
+/// Waits until `done`; on timeout, fails with what it waited for.
 #[track_caller]
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -54,7 +54,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts one; `None`, and recorded as untested, without root.
+    /// Starts one; `None`, and recorded as untested, if not run as root.
     pub fn start(flags: &[&str], serve_flags: &[&str]) -> Option<Self> {
         let mut server = Self::stopped(flags, serve_flags)?;
         server.spawn();
@@ -153,10 +153,10 @@ impl Server {
         self.child.as_ref().unwrap().id()
     }
 
-    /// SIGKILL, in the middle of whatever it does.
+    /// Sends SIGKILL, whatever the server is doing.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Gone already is as good.
+            // It may have gone already.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -168,7 +168,7 @@ impl Server {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// SIGTERM, and waits for a good end.
+    /// Sends SIGTERM, and waits for a clean exit.
     pub fn end(&mut self) {
         self.signal(15);
         let status = self.child.take().unwrap().wait().unwrap();
@@ -200,7 +200,7 @@ impl Server {
     }
 }
 
-/// A client that blocks. Errors are codes with their text.
+/// A blocking client. Errors are codes with their text.
 #[derive(Clone)]
 pub struct Client {
     pub wire: SnapshotsClient<Channel>,
@@ -311,7 +311,7 @@ impl Client {
         Ok(answer.info.unwrap())
     }
 
-    /// All messages of a list, each with its snapshots; `between` is called after each.
+    /// Returns all messages of a list, each with its snapshots; `between` is called after each.
     pub fn list_messages(
         &self,
         filters: &[&str],
@@ -368,8 +368,8 @@ impl Client {
     }
 }
 
-/// Where a snapshot's own files are, as an unpacker finds it: a bind's source, or an overlay's
-/// upper.
+/// Returns where a snapshot's own files are, as an unpacker finds it: the source of a bind mount,
+/// or an overlay's upper.
 #[track_caller]
 pub fn upper(mounts: &[Mount]) -> PathBuf {
     let [mount] = mounts else {
@@ -391,8 +391,7 @@ pub fn value<'a>(mount: &'a Mount, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name} in {:?}", mount.options))
 }
 
-/// Mounts as containerd does: mount(8) with the options as they are; the types of FUSE through
-/// their helper.
+/// Mounts as containerd does: mount(8) with the options unchanged; FUSE types through their helper.
 #[track_caller]
 pub fn mount_at(mounts: &[Mount], at: &Path) {
     std::fs::create_dir_all(at).unwrap();

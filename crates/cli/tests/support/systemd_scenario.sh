@@ -1,5 +1,5 @@
 # Runs under systemd (live_systemd.sh): Vellum's installer and units with Debian's containerd and
-# Docker. "ok: ..." lines are what the test compares; anything that fails ends the script.
+# Docker. The test compares the "ok: ..." lines; any failure ends the script.
 set -eu
 unit=vellum-containerd
 for cgroup in /sys/fs/cgroup/*; do mount -o remount,rw,bind "$cgroup" 2> /dev/null || true; done
@@ -15,7 +15,7 @@ wait_for() {
 }
 main() { systemctl show -P MainPID "$unit.service"; }
 runs() { test "$(main)" != 0 && test -d "/proc/$(main)"; }
-# What was under way when it died may fail; what comes afterwards waits.
+# Calls in progress when it died may fail; later calls wait.
 crash() {
   wait_for runs
   local pid
@@ -37,7 +37,7 @@ systemctl stop $unit.service 2> /dev/null
 ctr images import --snapshotter vellum /exchange/small.tar > /dev/null
 image=$(ctr images ls -q)
 echo "ok: containerd's first call started the server: $(systemctl is-active $unit.service)"
-# ctr can lose what a container of a moment prints.
+# ctr can lose the output of a short-lived container.
 for _ in 1 2 3 4 5; do
   said=$(ctr run --rm --snapshotter vellum "$image" one /bin/sh -c 'echo "ok: a container ran"')
   test -z "$said" || break
@@ -72,7 +72,7 @@ test "$(restarts)" -le $((before + 1))
 echo 'engine = "vellum"' > /etc/vellum/vellum.toml
 wait_for runs
 test "$(restarts)" -gt "$before"
-# containerd asks again after a while of its own.
+# containerd retries after its own delay.
 wait_for ctr snapshots --snapshotter vellum ls
 echo "ok: a server that can't begin tries again, and not at once"
 ctr run -d --snapshotter vellum "$image" two /bin/sleep 1000
@@ -134,7 +134,7 @@ docker rm -f two > /dev/null
 docker rmi "$image" > /dev/null
 echo "ok: nothing that docker did failed for a crash and two restarts"
 
-# A call that died with the server is all that may have been complained of.
+# The only complaint allowed is about a call that was interrupted when the server died.
 for each in vellum-containerd vellum-docker; do
   journalctl -u $each.service --no-pager -o cat | grep -E 'WARN|ERROR|panicked' || true
 done

@@ -20,7 +20,7 @@ func TestSuite(t *testing.T) {
 		if err != nil {
 			return nil, nil, err
 		}
-		// As containerd dials: a bare path would become the authority, which is no authority.
+		// As containerd dials: a bare path would become the authority, which is invalid.
 		connection, err := grpc.Dial("unix://"+socket, grpc.WithInsecure(), grpc.WithAuthority("localhost"))
 		if err != nil {
 			return nil, nil, err

@@ -1,12 +1,12 @@
-// Package suite hands Vellum to containerd's own test suite for snapshotters.
+// Package suite runs containerd's own test suite for snapshotters on Vellum.
 //
-// Each subtest gets a server of its own on a fresh store. What is started comes from the
-// environment:
+// Each subtest gets its own server on a fresh store. The environment says what to start:
 //
-// 	VELLUM            the vellum program VELLUM_ARGUMENTS  arguments of every command, separated by
-// 	spaces (--storage-driver, --engine, ...)
+// 	VELLUM            the vellum program
+// 	VELLUM_ARGUMENTS  arguments of every command, separated by spaces (--storage-driver,
+// 	                  --engine, ...)
 //
-// The suite skips by name what overlayfs can't do, so the caller says under which name it runs:
+// The suite skips by name what overlayfs can't do, so the caller sets the name it runs under:
 //
 // 	VELLUM_NAME       overlayfs where the kernel's limits hold, else another name
 package suite
@@ -30,10 +30,10 @@ func name() string {
 	return "vellum"
 }
 
-// serve starts a server on the store at root and returns its socket once it answers, and what ends
-// it.
+// serve starts a server on the store at root. It returns its socket once it answers, and a function
+// that ends it.
 func serve(root string) (string, func() error, error) {
-	// Paths of sockets are short.
+	// Socket paths must be short.
 	run, err := os.MkdirTemp("", "vs")
 	if err != nil {
 		return "", nil, err
@@ -52,7 +52,7 @@ func serve(root string) (string, func() error, error) {
 	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error), make(chan error, 1)
 	go func() {
-		// The signal comes with the end of the thread that started it: this one stays.
+		// The signal comes when the thread that started it ends, so this thread stays.
 		runtime.LockOSThread()
 		err := server.Start()
 		started <- err

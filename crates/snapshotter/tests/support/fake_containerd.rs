@@ -23,13 +23,13 @@ pub struct State {
     /// By digest.
     pub blobs: BTreeMap<String, Vec<u8>>,
     pub labels: BTreeMap<String, BTreeMap<String, String>>,
-    /// The leases that were made, with their labels.
+    /// The leases that were created, with their labels.
     pub leases: BTreeMap<String, BTreeMap<String, String>>,
     /// The lease of each committed write.
     pub written_under: Vec<Option<String>>,
     /// How many blobs were read over the socket.
     pub reads: usize,
-    /// Where the content store says that its files are.
+    /// Where the content store reports its files to be.
     pub root: Option<PathBuf>,
 }
 
@@ -55,7 +55,7 @@ impl FakeContainerd {
         tokio::spawn(server);
     }
 
-    /// Adds a blob, as a file too if files are kept. Returns its digest.
+    /// Adds a blob, and a file for it if files are kept. Returns its digest.
     pub fn add(&self, bytes: Vec<u8>) -> String {
         let digest = Digest::of(&bytes);
         let mut state = self.state.lock().unwrap();

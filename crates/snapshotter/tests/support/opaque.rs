@@ -1,5 +1,5 @@
-//! Layers as lists of entries: as tars, and put into an overlay's upper as containerd's own differ
-//! does it.
+//! Layers as lists of entries: written as tars, or put into an overlay's upper as containerd's own
+//! differ does.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -11,7 +11,7 @@ use vellum_testkit::clients::run;
 /// One entry of a layer. Files and directories belong to 7:8 and are old.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Put {
-    /// A directory with its mode, and `user.kept` = its path if the mode is odd.
+    /// A directory with its mode, and `user.kept` = its path if the mode is an odd number.
     Dir(&'static str, u32),
     /// A file that holds its own path.
     File(&'static str),
@@ -75,8 +75,8 @@ fn set_xattr(path: &Path, name: &str, value: &str) {
 }
 
 /// Puts the layer into `upper` as containerd's `archive.Apply` does for an overlay on `lowers`,
-/// topmost first: missing directories are made as the first of `lowers` has them, else as root's
-/// with 0755.
+/// topmost first: missing directories are created like those in the first of `lowers` that has
+/// them, else owned by root with mode 0755.
 pub fn unpack_as_containerd(layer: &[Put], upper: &Path, lowers: &[std::path::PathBuf]) {
     for put in layer {
         let (Dir(path, _) | File(path) | Gone(path)) = *put else {
@@ -142,7 +142,7 @@ fn make_parents(path: &Path, upper: &Path, lowers: &[std::path::PathBuf]) {
     }
 }
 
-/// Stacks of layers, the lowest first, each with what it is about.
+/// Stacks of layers, the lowest first, each with a description.
 pub const STACKS: &[(&str, &[&[Put]])] = &[
     ("opaque, and nothing else", &[BASE, &[Opaque("private")]]),
     (
@@ -169,7 +169,7 @@ pub const STACKS: &[(&str, &[&[Put]])] = &[
         ],
     ),
     (
-        "beside a whiteout",
+        "next to a whiteout",
         &[BASE, &[Opaque("private/deep"), Gone("private/old")]],
     ),
     (
@@ -213,7 +213,7 @@ pub const STACKS: &[(&str, &[&[Put]])] = &[
         ],
     ),
     (
-        "over one that is listed anew",
+        "over one that is listed again",
         &[
             BASE,
             &[Dir("private", 0o1777)],
@@ -233,7 +233,7 @@ pub const STACKS: &[(&str, &[&[Put]])] = &[
     ),
 ];
 
-/// What most layers stand on.
+/// The base of most stacks.
 pub const BASE: &[Put] = &[
     Dir("etc", 0o755),
     File("etc/conf"),

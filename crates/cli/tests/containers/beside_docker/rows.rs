@@ -17,7 +17,7 @@ const GROUP: &str = "root:x:0:\nteam:x:50:app,other\nextra:x:60:other,app\napp:x
 const WHO: &str = "while read a b; do case $a in Uid:|Gid:|Groups:) echo \"$a $b\";; esac; done </proc/self/status; echo $HOME";
 /// Prints the directory the process is in, and whose it is.
 const WHERE: &str = "pwd; stat -c '%A %u %g' . ; ls -d /made/by/* /nowhere 2>/dev/null; true";
-/// Prints of each path what it is, whether something is mounted there, and what is in it.
+/// Prints for each path what it is, whether something is mounted there, and what is in it.
 const LOOK: &str = "for p in \"$@\"; do stat -c '%n %F %A %u %g' \"$p\"; grep -qF \" $p \" /proc/self/mountinfo && echo mounted; \
     ls -1 \"$p\"; done 2>&1 | grep -v -e hostname -e hosts -e mtab -e resolv.conf";
 
@@ -141,7 +141,7 @@ pub fn rows() -> Vec<Row> {
 
 fn env() -> Vec<Row> {
     let users = users(PASSWD, GROUP);
-    // The shell hands its variables on in an order of its own.
+    // The shell passes its variables on in its own order.
     let show = "env; true";
     let image = |env: Value| {
         let config = json!({ "Env": env, "Cmd": ["/bin/sh", "-c", show] });
@@ -320,7 +320,7 @@ fn codes() -> Vec<Row> {
     ] {
         rows.push(image(&["sh", "-c", script], ""));
     }
-    // Docker says 125 of some of what shells say 126 and 127 of.
+    // For some failures Docker returns 125 where shells return 126 or 127.
     rows.push(image(&["/file/below"], "").instead(127, ""));
     rows.push(image(&[&format!("/{}", "x".repeat(300))], "").instead(126, ""));
     rows

@@ -258,9 +258,9 @@ pub fn cells() -> Vec<Cell> {
     cells
 }
 
-/// Where Vellum does something else on purpose. (Differences of tars are in `tars.rs`.)
+/// Where Vellum differs on purpose. (Differences of tars are in `tars.rs`.)
 const LISTED: &[(&str, &[&str])] = &[
-    // A link that leads round in circles leads nowhere; Docker takes it away.
+    // A link that leads in circles leads nowhere; Docker removes it.
     (
         "SRC/file BOX:HERE/loop",
         &[
@@ -285,7 +285,7 @@ const LISTED: &[(&str, &[&str])] = &[
             r#""absent/up": only in the first: Symlink / "-""#,
         ],
     ),
-    // What ran with its owner's rights does not run with those of whoever copied it out.
+    // A set-user-id program must not run with the rights of the user who copied it out.
     (
         "BOX:HERE/set-uid OUT/dir",
         &[r#""dir/set-uid": mode: "0755" / "4755""#],

@@ -247,7 +247,7 @@ pub fn sources(at: &Path) {
     ] {
         xattr::set(&dir, name.as_ref(), attr.as_ref(), value, SetMode::Any).unwrap();
     }
-    // All of one time, long ago.
+    // All have the same time, long ago.
     run(
         "find",
         &[".", "-exec", "touch", "-h", "-d", "2015-05-05", "{}", "+"],

@@ -7,7 +7,7 @@ use vellum_image::compression::Encoder;
 
 use super::fixture::CAPABILITY;
 
-/// A tar in the making.
+/// A tar under construction.
 #[derive(Clone, Default)]
 pub struct Tar(Vec<u8>);
 
@@ -356,7 +356,7 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
                 .file("x", "x"),
         ),
         (
-            "a name of odd bytes",
+            "a name of unusual bytes",
             tar().pax(b'x', "path", b"a\nb\\ \x01").file("x", "x"),
         ),
         (
@@ -364,7 +364,7 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
             tar().pax(b'g', "comment", b"x").file("x", "x"),
         ),
         (
-            "a type that nobody knows",
+            "an unknown type",
             tar()
                 .file("a", "a")
                 .entry(b'A', "x", 0o644, 0, "", b"")
@@ -406,7 +406,7 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
         .collect()
 }
 
-/// Where Vellum does something else on purpose.
+/// Where Vellum differs on purpose.
 fn differences(name: &str) -> &'static [&'static str] {
     match name {
         // A link gives a file one more name and changes nothing else; Docker changes its owner to
@@ -432,7 +432,8 @@ fn differences(name: &str) -> &'static [&'static str] {
             r#""dir": mtime: (1500000000, 0) / (9223372036854775807, 0)"#,
             r#""dir/old": only in the first: File / "-""#,
         ],
-        // What is copied to stays as it is, however it is spelled, and nothing above it is touched.
+        // The destination itself stays as it is, however it is spelled, and nothing above it is
+        // touched.
         "the target as the root" => &[
             r#""dir": mode: "0750" / "0700""#,
             r#""dir": owner: (7, 8) / (9, 4)"#,
@@ -451,7 +452,7 @@ fn differences(name: &str) -> &'static [&'static str] {
             r#""dir": mtime: (9223372036854775807, 0) / (1500000000, 0)"#,
             r#""dir/l": only in the first: Symlink / "-""#,
         ],
-        // Both fail; Docker has removed the link then, and made nothing of it.
+        // Both fail; Docker has then removed the link without replacing it.
         "through a link that makes way for itself" => {
             &[r#""dir/l": only in the first: File / "-""#]
         }

@@ -265,7 +265,7 @@ pub fn user_files() -> Vec<Row> {
                 .done(),
         )
         .refused(),
-        // Docker says 126, as if it were the command.
+        // Docker returns 126, as if it came from the command.
         as_user("a directory", "app", &bare().dir("etc/passwd").done()).refused(),
         // The container's own input, or random bytes without end.
         as_user(
@@ -280,7 +280,7 @@ pub fn user_files() -> Vec<Row> {
             &bare().symlink("etc/group", "/dev/urandom").done(),
         )
         .refused(),
-        // More than Docker's today takes; and than a runtime goes through in a moment.
+        // More than today's Docker accepts, and more than a runtime can read quickly.
         with(
             "a huge file",
             "5",

@@ -76,7 +76,7 @@ pub fn working_dir() -> Vec<Row> {
     let as_user = json!({ "WorkingDir": "/new/x", "User": "1000", "Cmd": ["sh", "-c", WHERE] });
     rows.push(row("a new WorkingDir of a user", as_user, &places));
     let script = json!({ "WorkingDir": "/data/sub", "User": "7:50", "Cmd": ["sh", "-c", WHERE] });
-    rows.push(row("a WorkingDir of somebody else", script, &places));
+    rows.push(row("a WorkingDir of another user", script, &places));
     rows
 }
 
