@@ -106,7 +106,7 @@ pub(crate) fn open_beneath(
     let call = Call {
         flags: flags.bits(),
         resolve: resolve.bits(),
-        ..Call::new(What::Open, bytes(path))
+        ..Call::new(Operation::Open, bytes(path))
     };
     again(errno, &[dir], &call).and_then(|answer| answer.fd.ok_or(Errno::ACCESS))
 }
@@ -119,7 +119,7 @@ pub(crate) fn open_path(errno: Errno, dir: BorrowedFd<'_>, name: &Path) -> Done<
 
 /// Reads an attribute again after `errno`.
 pub(crate) fn get_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<Vec<u8>> {
-    let call = Call::new(What::GetXattr, of_users(errno, attr)?);
+    let call = Call::new(Operation::GetXattr, of_users(errno, attr)?);
     again(errno, &[fd], &call).map(|answer| answer.bytes)
 }
 
@@ -134,14 +134,14 @@ pub(crate) fn set_xattr(
     let call = Call {
         flags: flags.bits(),
         second: value,
-        ..Call::new(What::SetXattr, of_users(errno, attr)?)
+        ..Call::new(Operation::SetXattr, of_users(errno, attr)?)
     };
     again(errno, &[fd], &call).map(drop)
 }
 
 /// Removes an attribute again after `errno`.
 pub(crate) fn remove_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<()> {
-    let call = Call::new(What::RemoveXattr, of_users(errno, attr)?);
+    let call = Call::new(Operation::RemoveXattr, of_users(errno, attr)?);
     again(errno, &[fd], &call).map(drop)
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn rename(
     let call = Call {
         flags: flags.bits(),
         second: bytes(to.1),
-        ..Call::new(What::Rename, bytes(from.1))
+        ..Call::new(Operation::Rename, bytes(from.1))
     };
     again(errno, &[from.0, to.0], &call).map(drop)
 }
@@ -178,7 +178,7 @@ pub(crate) fn link(
 ) -> Done<()> {
     let call = Call {
         second: bytes(to.1),
-        ..Call::new(What::Link, bytes(from.1))
+        ..Call::new(Operation::Link, bytes(from.1))
     };
     again(errno, &[from.0, to.0], &call).map(drop)
 }
@@ -187,7 +187,7 @@ pub(crate) fn link(
 pub(crate) fn unlink(errno: Errno, dir: BorrowedFd<'_>, name: &Path, flags: AtFlags) -> Done<()> {
     let call = Call {
         flags: flags.bits(),
-        ..Call::new(What::Unlink, bytes(name))
+        ..Call::new(Operation::Unlink, bytes(name))
     };
     again(errno, &[dir], &call).map(drop)
 }
@@ -195,7 +195,7 @@ pub(crate) fn unlink(errno: Errno, dir: BorrowedFd<'_>, name: &Path, flags: AtFl
 /// What the assistant can do. The numbers are between two processes of one program.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-enum What {
+enum Operation {
     Open,
     GetXattr,
     SetXattr,
@@ -205,21 +205,21 @@ enum What {
     Unlink,
 }
 
-impl What {
-    const ALL: [What; 7] = [
-        What::Open,
-        What::GetXattr,
-        What::SetXattr,
-        What::RemoveXattr,
-        What::Rename,
-        What::Link,
-        What::Unlink,
+impl Operation {
+    const ALL: [Operation; 7] = [
+        Operation::Open,
+        Operation::GetXattr,
+        Operation::SetXattr,
+        Operation::RemoveXattr,
+        Operation::Rename,
+        Operation::Link,
+        Operation::Unlink,
     ];
 }
 
 /// What is to be done with the descriptors that go with it: a system call's flags and strings.
 struct Call<'a> {
-    what: What,
+    operation: Operation,
     flags: u32,
     resolve: u64,
     first: &'a [u8],
@@ -237,9 +237,9 @@ struct Answer {
 const HEAD: usize = 20;
 
 impl<'a> Call<'a> {
-    fn new(what: What, first: &'a [u8]) -> Call<'a> {
+    fn new(operation: Operation, first: &'a [u8]) -> Call<'a> {
         Call {
-            what,
+            operation,
             flags: 0,
             resolve: 0,
             first,
@@ -266,7 +266,7 @@ impl<'a> Call<'a> {
         };
         let (first, second) = strings.split_at_checked(number(8)? as usize)?;
         Some(Call {
-            what: *What::ALL.get(number(0)? as usize)?,
+            operation: *Operation::ALL.get(number(0)? as usize)?,
             flags: number(4)?,
             resolve: u64::from_le_bytes(head.get(12..20)?.try_into().ok()?),
             first,
@@ -410,8 +410,8 @@ fn carry_out(call: &Call<'_>, fds: &[OwnedFd]) -> Done<Answer> {
     let magic = || format!("/proc/self/fd/{}", one.as_raw_fd());
     let &Call { first, second, .. } = call;
     let mut answer = Answer::default();
-    match call.what {
-        What::Open => {
+    match call.operation {
+        Operation::Open => {
             let (flags, mode) = (OFlags::from_bits_retain(call.flags), Mode::empty());
             let resolve = ResolveFlags::from_bits_retain(call.resolve);
             answer.fd = Some(match (first.is_empty(), resolve.is_empty()) {
@@ -420,26 +420,26 @@ fn carry_out(call: &Call<'_>, fds: &[OwnedFd]) -> Done<Answer> {
                 (false, false) => rustix::fs::openat2(one, first, flags, mode, resolve)?,
             });
         }
-        What::GetXattr => {
+        Operation::GetXattr => {
             answer.bytes = vec![0; 64 * 1024];
             let length = rustix::fs::getxattr(magic(), first, &mut answer.bytes)?;
             answer.bytes.truncate(length);
         }
-        What::SetXattr => {
+        Operation::SetXattr => {
             let flags = XattrFlags::from_bits_retain(call.flags);
             rustix::fs::setxattr(magic(), first, second, flags)?;
         }
-        What::RemoveXattr => rustix::fs::removexattr(magic(), first)?,
-        What::Rename => {
+        Operation::RemoveXattr => rustix::fs::removexattr(magic(), first)?,
+        Operation::Rename => {
             let flags = RenameFlags::from_bits_retain(call.flags);
             rustix::fs::renameat_with(one, first, two()?, second, flags)?;
         }
-        What::Link if first.is_empty() => {
+        Operation::Link if first.is_empty() => {
             let follow = AtFlags::SYMLINK_FOLLOW;
             rustix::fs::linkat(CWD, magic(), two()?, second, follow)?;
         }
-        What::Link => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty())?,
-        What::Unlink => {
+        Operation::Link => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty())?,
+        Operation::Unlink => {
             let flags = AtFlags::from_bits_retain(call.flags);
             rustix::fs::unlinkat(one, first, flags)?;
         }
