@@ -1,18 +1,18 @@
-//! What the mode of a user's own file keeps from its owner, done by a process that may do it.
+//! Does what the mode of a user's own file denies its owner, through a process that may do it.
 //!
-//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an
-//! attribute of a file of mode 0, and yet may do all of that after a chmod. A server that shows a
+//! An owner can't list a directory of mode 0300, create a name in one of mode 0555 or read an
+//! attribute of a file of mode 0, yet could do all of that after a chmod. A server that shows a
 //! union to a plain user must not do that chmod, neither in a lower layer nor, for a moment, in the
-//! upper one. Root has CAP_DAC_OVERRIDE and needs none, and in a user namespace of their own all
+//! upper one. Root has CAP_DAC_OVERRIDE and needs no chmod, and in their own user namespace all
 //! users have that capability over inodes whose owner and group are theirs (user_namespaces(7)).
 //!
 //! So one small process, the assistant, lives in such a namespace. The first call that fails with
-//! EACCES starts it; it does the call again and hands back what it opened. Nobody gains a right: it
-//! reaches nothing but what its user could reach after a chmod. It is the same program started
+//! EACCES starts it; it repeats the call and returns what it opened. No user gains a right: the
+//! assistant reaches only what its user could reach after a chmod. It is the same program started
 //! again ([`enable`]), which calls [`assist`] at once; it keeps no descriptor but its end of a
-//! socket, and ends with the other end.
+//! socket, and exits when the other end is closed.
 //!
-//! Where plain users may have no user namespaces, what failed stays failed.
+//! Where plain users may not create user namespaces, the failure stands.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -40,13 +40,13 @@ type Done<T> = rustix::io::Result<T>;
 /// The largest message: an attribute's value, its name, and the numbers before them.
 const MESSAGE_MAX_BYTES: usize = 72 * 1024;
 
-/// Most descriptors in one message.
+/// The most descriptors in one message.
 const AT_A_TIME: usize = 2;
 
-/// True from [`enable`] on until it turns out that there can be no assistant.
+/// True from [`enable`] on until the assistant proves unavailable.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// `None` before [`enable`], and when it has turned out that there can be none.
+/// `None` before [`enable`], and once the assistant has proved unavailable.
 static ASSISTANT: Mutex<Option<Assistant>> = Mutex::new(None);
 
 struct Assistant {
@@ -62,16 +62,16 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It ends when the socket is closed; a signal ends it before that, and one that has ended
-        // is only waited for.
+        // It exits when the socket is closed; the signal only ends it sooner, and one that has
+        // already exited is just reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// From now on, what fails for want of permission in this process is tried again by an assistant,
-/// if this process lacks the capability that it would need. `start` makes the command that starts
-/// this program so that it calls [`assist`] at once.
+/// From now on, calls that fail for lack of permission in this process are repeated by an
+/// assistant, if this process lacks the necessary capability. `start` creates the command that
+/// starts this program so that it calls [`assist`] at once.
 pub fn enable(start: fn() -> Command) {
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::DAC_OVERRIDE));
@@ -95,7 +95,7 @@ pub(crate) fn open(errno: Errno, dir: BorrowedFd<'_>, path: &Path, flags: OFlags
     open_beneath(errno, dir, path, flags, ResolveFlags::empty())
 }
 
-/// As [`open`], resolved as `resolve` says.
+/// As [`open`], with the resolve flags `resolve`.
 pub(crate) fn open_beneath(
     errno: Errno,
     dir: BorrowedFd<'_>,
@@ -111,7 +111,7 @@ pub(crate) fn open_beneath(
     again(errno, &[dir], &call).and_then(|answer| answer.fd.ok_or(Errno::ACCESS))
 }
 
-/// Opens `name` in `dir` again after `errno`, without using it.
+/// Opens `name` in `dir` again after `errno`, as `O_PATH`.
 pub(crate) fn open_path(errno: Errno, dir: BorrowedFd<'_>, name: &Path) -> Done<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     open(errno, dir, name, flags)
@@ -145,8 +145,8 @@ pub(crate) fn remove_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Do
     again(errno, &[fd], &call).map(drop)
 }
 
-/// Lets only attributes through that the mode protects. Others say who may do what, in numbers that
-/// mean something else over there.
+/// Allows only attributes that the mode protects. Others contain ids or permissions that mean
+/// something else in the assistant's namespace.
 fn of_users(errno: Errno, attr: &OsStr) -> Done<&[u8]> {
     let attr = attr.as_encoded_bytes();
     match attr.starts_with(b"user.") {
@@ -170,7 +170,7 @@ pub(crate) fn rename(
     again(errno, &[from.0, to.0], &call).map(drop)
 }
 
-/// Makes a hard link again after `errno`. The empty name is the descriptor's own file.
+/// Creates a hard link again after `errno`. The empty name is the descriptor's own file.
 pub(crate) fn link(
     errno: Errno,
     from: (BorrowedFd<'_>, &Path),
@@ -192,7 +192,7 @@ pub(crate) fn unlink(errno: Errno, dir: BorrowedFd<'_>, name: &Path, flags: AtFl
     again(errno, &[dir], &call).map(drop)
 }
 
-/// What the assistant can do. The numbers are between two processes of one program.
+/// What the assistant can do. The numbers are used only between two processes of one program.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum Operation {
@@ -217,7 +217,7 @@ impl Operation {
     ];
 }
 
-/// What is to be done with the descriptors that go with it: a system call's flags and strings.
+/// A request to the assistant, sent along with descriptors: a system call's flags and strings.
 struct Call<'a> {
     operation: Operation,
     flags: u32,
@@ -226,7 +226,7 @@ struct Call<'a> {
     second: &'a [u8],
 }
 
-/// What a call gave.
+/// The result of a call.
 #[derive(Default)]
 struct Answer {
     bytes: Vec<u8>,
@@ -279,8 +279,8 @@ fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
 }
 
-/// Has a call that failed with `errno` done by the assistant. What is no question of permission, or
-/// can't be asked, stays failed.
+/// Has the assistant repeat a call that failed with `errno`. If permission is not the problem, or
+/// the assistant can't be reached, the error stands.
 fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> {
     if errno != Errno::ACCESS || !ENABLED.load(Ordering::Relaxed) {
         return Err(errno);
@@ -294,7 +294,7 @@ fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> 
         None => match start_assistant(start()) {
             Ok(started) => running.insert(started),
             Err(error) => {
-                tracing::info!(%error, "modes of one's own files stay in the way");
+                tracing::info!(%error, "the assistant can't be started; file modes also restrict their owner");
                 ENABLED.store(false, Ordering::Relaxed);
                 *slot = None;
                 return Err(errno);
@@ -302,8 +302,8 @@ fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> 
         },
     };
     ask(assistant.socket.as_fd(), fds, call).unwrap_or_else(|broken| {
-        // Somebody has killed it. The next call starts another.
-        tracing::warn!(%broken, "the assistant for one's own files has ended");
+        // It was killed. The next call starts another.
+        tracing::warn!(%broken, "the assistant process for file modes has ended");
         *running = None;
         Err(errno)
     })
@@ -341,7 +341,7 @@ fn start_assistant(mut command: Command) -> Result<Running> {
     }
 }
 
-/// The outer error is that of the conversation, the inner one the call's.
+/// The outer error is the conversation's, the inner one the call's.
 fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Done<Answer>> {
     send(socket, &call.encode(), fds)?;
     let mut buffer = vec![0; MESSAGE_MAX_BYTES];
@@ -358,11 +358,11 @@ fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<
     })
 }
 
-/// Becomes the assistant: leaves the user namespace and does what is asked on standard input until
-/// its other end is closed.
+/// Becomes the assistant: leaves the user namespace and carries out the requests on standard input
+/// until the other end is closed.
 ///
-/// To be called first thing in a program started by what [`enable`] was given, while it has one
-/// thread. Returns only with an error.
+/// Call it first in a program started by the command from [`enable`], while it has one thread.
+/// Returns only with an error.
 pub fn assist() -> Result<Infallible> {
     let here = Path::new("/proc/self");
     let fail = |op: &'static str, e: std::io::Error| Error::new(op, here, e);
@@ -381,11 +381,11 @@ pub fn assist() -> Result<Infallible> {
     write("gid_map", &format!("{gid} {gid} 1\n"))?;
     let stdin = std::io::stdin();
     let socket = stdin.as_fd();
-    send(socket, b"here", &[]).map_err(|e| fail("greet who started", e.into()))?;
+    send(socket, b"here", &[]).map_err(|e| fail("report readiness to the parent of", e.into()))?;
     let mut buffer = vec![0; MESSAGE_MAX_BYTES];
     loop {
-        let (length, fds) =
-            receive(socket, &mut buffer).map_err(|e| fail("hear from who started", e.into()))?;
+        let (length, fds) = receive(socket, &mut buffer)
+            .map_err(|e| fail("receive a request from the parent of", e.into()))?;
         if length == 0 {
             std::process::exit(0);
         }
@@ -400,7 +400,7 @@ pub fn assist() -> Result<Infallible> {
         let mut reply = errno.to_le_bytes().to_vec();
         reply.extend_from_slice(&answer.bytes);
         let fds: Vec<BorrowedFd<'_>> = answer.fd.iter().map(|fd| fd.as_fd()).collect();
-        send(socket, &reply, &fds).map_err(|e| fail("answer who started", e.into()))?;
+        send(socket, &reply, &fds).map_err(|e| fail("answer the parent of", e.into()))?;
     }
 }
 
@@ -462,7 +462,7 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Done<()
     }
 }
 
-/// Returns how long the message was, 0 at the end, and the descriptors that came with it.
+/// Returns the length of the message, 0 at the end, and the descriptors that came with it.
 fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Done<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_A_TIME))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
