@@ -1,4 +1,4 @@
-//! What the tests of every room share.
+//! Shared test code of all crates.
 //!
 //! * [`scratch`]: temporary directories and whole file systems (loop-mounted or in memory) that are
 //!   gone after the test, also after a panic.
