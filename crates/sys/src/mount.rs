@@ -39,8 +39,8 @@ pub enum MountError {
     },
     /// The options exceed the page that mount(2) passes.
     #[error(
-        "the mount options for {layers} lower layers take {bytes} bytes, but mount(2) passes only {limit}; \
-         Linux 6.8 and newer mount them through fsconfig"
+        "the mount options for {layers} lower layers take {bytes} bytes, but mount(2) passes only \
+         {limit}; Linux 6.8 and newer mount them through fsconfig"
     )]
     OptionsTooLong {
         /// Requested lower layers.

@@ -249,7 +249,7 @@ impl<'a> Call<'a> {
 
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + self.first.len() + self.second.len());
-        for number in [self.what as u32, self.flags, self.first.len() as u32] {
+        for number in [self.operation as u32, self.flags, self.first.len() as u32] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.resolve.to_le_bytes());
@@ -294,7 +294,7 @@ fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> 
         None => match start_assistant(start()) {
             Ok(started) => running.insert(started),
             Err(error) => {
-                tracing::info!(%error, "the assistant can't be started; file modes also restrict their owner");
+                tracing::info!(%error, "can't start the assistant for file modes");
                 ENABLED.store(false, Ordering::Relaxed);
                 *slot = None;
                 return Err(errno);

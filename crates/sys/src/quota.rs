@@ -99,7 +99,7 @@ pub fn state(fd: impl AsFd) -> Result<ProjectQuota> {
         Err(Errno::NOSYS | Errno::INVAL | Errno::SRCH | Errno::NOTBLK | Errno::OPNOTSUPP) => {
             Ok(ProjectQuota::Off)
         }
-        Err(e) => Err(Error::at("ask about quotas on", fd, "", e)),
+        Err(e) => Err(Error::at("read the quota state of", fd, "", e)),
     }
 }
 
