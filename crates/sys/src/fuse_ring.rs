@@ -158,7 +158,7 @@ fn setup() -> Result<(OwnedFd, io_uring_params)> {
         | IoringSetupFlags::SINGLE_ISSUER
         | IoringSetupFlags::DEFER_TASKRUN;
     // SAFETY: the only address passed is that of the parameters, which live through the call.
-    let ring = unsafe { io_uring::io_uring_setup(1, &mut params) }.map_err(io("make"))?;
+    let ring = unsafe { io_uring::io_uring_setup(1, &mut params) }.map_err(io("create"))?;
     match params.features.contains(IoringFeatureFlags::SINGLE_MMAP) {
         true => Ok((ring, params)),
         false => Err(Error::new("create", "a ring", Errno::NOSYS)),

@@ -43,7 +43,7 @@ pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
 pub fn at(dir: &Dir, name: &OsStr) -> Result<Option<FileHandle>> {
     check_name(dir.as_fd(), name)?;
     let path = CString::new(name.as_bytes())
-        .map_err(|_| Error::at("ask for the handle of", dir.as_fd(), name, Errno::INVAL))?;
+        .map_err(|_| Error::at("get the file handle of", dir.as_fd(), name, Errno::INVAL))?;
     match ask(dir.as_fd(), &path, 0) {
         Err(error) if error.is(Errno::ACCESS) => {
             own_files::open_path(Errno::ACCESS, dir.as_fd(), Path::new(name)).map_or(Err(error), of)
@@ -88,7 +88,7 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     match Errno::from_io_error(&last) {
         Some(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS) => Ok(None),
         errno => Err(Error::at(
-            "ask for the handle of",
+            "get the file handle of",
             fd,
             OsStr::from_bytes(path.to_bytes()),
             errno.unwrap_or(Errno::IO),

@@ -309,7 +309,7 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
         return Ok(crate::mountinfo::of(&fd)?.is_some_and(|m| m.mount_point == path));
     }
     let above = crate::stat::Stat::at(&fd, Path::new(".."), AtFlags::empty())
-        .map_err(|e| Error::new("look above", path, e))?;
+        .map_err(|e| Error::new("look at the parent of", path, e))?;
     Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
 }
 
@@ -324,7 +324,7 @@ pub fn is_served(path: &Path) -> Result<bool> {
         Ok(_) => Ok(true),
         // Of the two, the second is for a request sent while the server was ending.
         Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(false),
-        Err(e) => Err(Error::new("ask", path, e)),
+        Err(e) => Err(Error::new("ask the server of", path, e)),
     }
 }
 

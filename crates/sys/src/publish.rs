@@ -66,7 +66,7 @@ pub fn data_order(fd: impl AsFd) -> Result<DataOrder> {
     const TMPFS: u64 = 0x0102_1994;
     let fd = fd.as_fd();
     let found = rustix::fs::fstatfs(fd)
-        .map_err(|e| Error::at("ask for the kind of the file system of", fd, "", e))?;
+        .map_err(|e| Error::at("read the file system type of", fd, "", e))?;
     Ok(match found.f_type as u64 & 0xffff_ffff {
         TMPFS => DataOrder::InMemory,
         XFS => DataOrder::WrittenOut,

@@ -27,7 +27,7 @@ pub struct Room {
 pub fn of(fd: impl AsFd) -> Result<Room> {
     let fd = fd.as_fd();
     let room = rustix::fs::fstatvfs(fd)
-        .map_err(|e| Error::at("ask for the room of the file system of", fd, "", e))?;
+        .map_err(|e| Error::at("read the free space of the file system of", fd, "", e))?;
     let short = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     Ok(Room {
         block_bytes: short(room.f_frsize),

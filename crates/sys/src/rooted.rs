@@ -348,7 +348,7 @@ impl Dir {
     pub fn symlink(&self, target: impl AsRef<OsStr>, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::symlinkat(target.as_ref(), &self.fd, name)
-            .map_err(|e| self.fail("make the symbolic link", name, e))
+            .map_err(|e| self.fail("create the symbolic link", name, e))
     }
 
     /// Creates a device node, fifo, socket or empty regular file. `rdev` is used only for devices.
@@ -369,7 +369,7 @@ impl Dir {
             Mode::from_raw_mode(mode),
             dev,
         )
-        .map_err(|e| self.fail("make the node", name, e))
+        .map_err(|e| self.fail("create the node", name, e))
     }
 
     /// Gives the inode called `from` in `from_dir` the additional name `to` here; a symbolic link
@@ -386,7 +386,7 @@ impl Dir {
         let to = self.checked(to.as_ref())?;
         rustix::fs::linkat(from_dir, from, &self.fd, to, AtFlags::empty())
             .or_else(|e| own_files::link(e, (from_dir.as_fd(), from), (self.as_fd(), to)))
-            .map_err(|e| self.fail("make the hard link", to, e))
+            .map_err(|e| self.fail("create the hard link", to, e))
     }
 
     /// Gives an open file (even one without a name) the name `to` here. Errors: EEXIST, EXDEV.
@@ -395,7 +395,7 @@ impl Dir {
         let magic = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         rustix::fs::linkat(CWD, magic, &self.fd, to, AtFlags::SYMLINK_FOLLOW)
             .or_else(|e| own_files::link(e, (file.as_fd(), Path::new("")), (self.as_fd(), to)))
-            .map_err(|e| self.fail("make the hard link", to, e))
+            .map_err(|e| self.fail("create the hard link", to, e))
     }
 
     /// Creates a file without a name in this directory's file system (`O_TMPFILE`), open for

@@ -7,8 +7,8 @@
 //! 1. the command starts its own program again as the holder ([`spawn_holder`]);
 //! 2. the holder leaves its namespaces ([`hold`]) and says so;
 //! 3. the command, still outside, writes the id maps with `newuidmap` and `newgidmap` (or the one
-//!    id everybody may map);
-//! 4. the holder is told, lets go of the terminal and sleeps;
+//!    id every user may map);
+//! 4. the command notifies the holder, which detaches from the terminal and sleeps;
 //! 5. commands [`join`] it, before they have a second thread: the kernel lets no process with
 //!    threads change its user namespace.
 //!
@@ -253,7 +253,7 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
     let mut talk = || -> Result<()> {
         let (Some(to), Some(from)) = (child.stdin.as_mut(), child.stdout.as_mut()) else {
             return Err(fail(
-                "talk to the namespace holder",
+                "communicate with the namespace holder",
                 io::ErrorKind::BrokenPipe.into(),
             ));
         };
@@ -261,7 +261,7 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
         write_maps(pid, maps)?;
         to.write_all(b"m")
             .and_then(|()| expect(from, b'r'))
-            .map_err(|e| fail("settle the namespace holder", e))
+            .map_err(|e| fail("finish setting up the namespace holder", e))
     };
     let told = talk();
     let ticks = start_ticks(pid);
@@ -276,7 +276,10 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
             }
             let _ = child.wait();
             let e = told.err().unwrap_or_else(|| {
-                fail("keep the namespace holder", io::ErrorKind::NotFound.into())
+                fail(
+                    "find the new namespace holder",
+                    io::ErrorKind::NotFound.into(),
+                )
             });
             match said.trim() {
                 "" => Err(e),
@@ -361,10 +364,10 @@ pub fn hold() -> Result<std::convert::Infallible> {
         rustix::mount::MountPropagationFlags::DOWNSTREAM
             | rustix::mount::MountPropagationFlags::REC,
     )
-    .map_err(|e| fail("keep to itself the mounts of", e.into()))?;
+    .map_err(|e| fail("make private the mounts of", e.into()))?;
     // Its own process group, so that Ctrl-C at the terminal ends the command and not the holder.
     let _ = rustix::process::setsid();
-    rustix::process::chdir("/").map_err(|e| fail("leave the directory of", e.into()))?;
+    rustix::process::chdir("/").map_err(|e| fail("leave the working directory of", e.into()))?;
     say(b"r").map_err(|e| fail("report to the parent of", e))?;
     let null = std::fs::File::options()
         .read(true)
@@ -374,7 +377,7 @@ pub fn hold() -> Result<std::convert::Infallible> {
     rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stdout(&null))
         .and_then(|()| rustix::stdio::dup2_stderr(&null))
-        .map_err(|e| fail("let go of the terminal of", e.into()))?;
+        .map_err(|e| fail("detach from the terminal of", e.into()))?;
     loop {
         std::thread::park();
     }

@@ -61,7 +61,7 @@ pub fn fuse_detached(device: impl AsFd, mount: &FuseMount) -> Result<Detached> {
         }
     }
     rustix::mount::fsconfig_create(&fs)
-        .map_err(|e| Error::new("make the file system", "fuse", said(&fs, e)))?;
+        .map_err(|e| Error::new("create the file system", "fuse", said(&fs, e)))?;
     let fd = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)
         .map_err(failed("mount the file system"))?;
     // Reads the mount's id from fdinfo: the file system can't answer requests yet.
