@@ -5,8 +5,8 @@
 //!
 //! * [`wire`]: the protocol's bytes, pure; `channel.rs`: the device; `workers.rs`: the threads;
 //! * [`negotiate`]: what a connection will be like, pure;
-//! * `ops.rs`: each request; `errno.rs`: each error; `notify.rs`: what the kernel is told unasked;
-//! * `session.rs`: from mount to unmount; [`counters`]: what was asked how often.
+//! * `ops.rs`: each request; `errno.rs`: each error; `notify.rs`: notifications;
+//! * `session.rs`: from mount to unmount; [`counters`]: how often each request came.
 //!
 //! Invariants: hostile bytes from the device are errors, never panics; a panic while answering is
 //! one EIO; no lock is held while a reply is written; what the kernel may cache was true when it

@@ -371,7 +371,7 @@ impl<S: Serve> Shared<S> {
 /// Marks a thread as one that the page cache may depend on, and makes it subject to quotas: it
 /// writes on behalf of others.
 fn prepare() {
-    // First: it needs the capability that quotas take away.
+    // First: it needs the capability that enforcing quotas drops.
     if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {
         tracing::debug!(%error, "can't mark a worker as an I/O flusher");
     }

@@ -35,7 +35,7 @@ for round in range(rounds):
         os.mkdir(f"dirs/{n}")
         won["dirs"] += 1
     except FileExistsError: pass
-    # Tokens that wander; whoever comes too late finds nothing.
+    # Tokens that wander; a process that comes too late finds nothing.
     token, to = rng.randrange(40), rng.randrange(4)
     try: os.rename(f"tokens/{rng.randrange(4)}/{token}", f"tokens/{to}/{token}")
     except FileNotFoundError: pass
@@ -44,11 +44,11 @@ for round in range(rounds):
         os.unlink(f"doomed/{rng.randrange(rounds)}")
         won["removed"] += 1
     except FileNotFoundError: pass
-    # Everybody's own numbers in one file that is copied block by block.
+    # Each process's own numbers in one file that is copied block by block.
     at = (rng.randrange(4096) * 8 + me) * 8
     os.pwrite(slots, struct.pack("<Q", me * 1000003 + round + 1), at)
     assert struct.unpack("<Q", os.pread(slots, 8, at))[0] == me * 1000003 + round + 1
-    # A file is replaced whole: who reads it sees one version.
+    # A file is replaced whole: readers see one version.
     with open(f"whole-{me}", "w") as new: new.write(str(me) * 1000)
     os.rename(f"whole-{me}", "whole")
     text = open("whole").read()

@@ -51,7 +51,7 @@ pub mod init {
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     /// Opens may be answered with a backing file.
     pub const PASSTHROUGH: u64 = 1 << 37;
-    /// Requests come over io_uring once every queue has a place for one.
+    /// Requests come over io_uring once every queue has a slot for one.
     pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
