@@ -1,19 +1,18 @@
-//! Mounts a union and serves it until it is unmounted: for trying things out, and for this room's
-//! tests.
+//! Mounts a union and serves it until it is unmounted: for experiments, and for this crate's tests.
 //!
 //! ```text
 //! mount_union LOWER[:LOWER...] UPPER WORK TARGET [OPTION...]
 //! mount_union LOWER[:LOWER...] - - TARGET [OPTION...]          (read-only)
 //! ```
 //!
-//! Prints `mounted` when the mount is served, and at the end how often each request came. Options:
+//! Prints `mounted` when the mount is served, and at the end the number of each request. Options:
 //! `userxattr`, `passthrough`, `checked`, `noacl`, `writeback`, `volatile`, `allow_other`, `ro`,
 //! `wh`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`, `only=UID`,
 //! `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`, `workers=COUNT`, `data=LOWER`.
 //! SIGUSR1 prints the counts so far.
 //!
-//! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it
-//! until it is unmounted; `take-over=SOCKET` is that one.
+//! `hand-over=SOCKET` hands the mount over to the first process that connects there, instead of
+//! serving it until it is unmounted; `take-over=SOCKET` is that process.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};

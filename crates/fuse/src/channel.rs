@@ -1,8 +1,8 @@
 //! The device as a stream of messages: one read is a request, one write its reply.
 //!
-//! Each worker has a descriptor of its own, cloned from the session's, so that the kernel keeps the
-//! requests it handed out apart; and buffers of its own. No message is copied in this process and
-//! no lock is taken here.
+//! Each worker has its own descriptor, cloned from the session's, so that the kernel tracks its
+//! requests separately, and its own buffers. No message is copied in this process and no lock is
+//! taken here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use crate::negotiate::MAX_TRANSFER_BYTES;
 use crate::wire::Header;
 
-/// Room for what stands before and after the data of the largest request.
+/// Space for what precedes and follows the data of the largest request.
 const ROOM_BESIDE_DATA_BYTES: usize = 8192;
 const PAGE_BYTES: usize = 4096;
-/// Length of what stands before a WRITE's data.
+/// Length of what precedes a WRITE's data.
 const BEFORE_WRITTEN_BYTES: usize = Header::BYTES + 40;
 
 /// One descriptor of a connection.
@@ -23,14 +23,14 @@ pub struct Channel {
     device: OwnedFd,
 }
 
-/// What a read of the device gave.
+/// The result of reading the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// A request of so many bytes.
+    /// A request of this many bytes.
     Request(usize),
-    /// Nothing: another worker took it, or whoever asked gave up.
+    /// Nothing: another worker took it, or the caller gave up.
     Nothing,
-    /// The file system was unmounted, or the connection cut.
+    /// The file system was unmounted, or the connection was aborted.
     Gone,
 }
 
@@ -45,7 +45,7 @@ impl Channel {
         vellum_sys::fuse_dev::clone_of(&self.device).map(Channel::new)
     }
 
-    /// Gives the descriptor back.
+    /// Returns the descriptor and gives up the channel.
     pub fn into_device(self) -> OwnedFd {
         self.device
     }
@@ -65,7 +65,7 @@ impl Channel {
         }
     }
 
-    /// Sends a reply. False if nobody waits for it any more: the one who asked was killed, or the
+    /// Sends a reply. Returns false if nothing waits for it any more: the caller was killed, or the
     /// connection is gone.
     pub fn send(&self, reply: &[u8]) -> rustix::io::Result<bool> {
         loop {
@@ -89,7 +89,7 @@ impl Channel {
     }
 }
 
-/// Where a worker's requests arrive. Placed so that the data of a WRITE begins at a page.
+/// Where a worker's requests arrive. Aligned so that the data of a WRITE begins at a page.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -97,8 +97,8 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Makes a buffer for the largest request. Its pages are only taken from the machine when a
-    /// request needs them.
+    /// Creates a buffer for the largest request. Its pages are allocated only when a request needs
+    /// them.
     pub fn new() -> Buffer {
         let bytes = vec![0; MAX_TRANSFER_BYTES as usize + ROOM_BESIDE_DATA_BYTES];
         let at = bytes.as_ptr().addr() + BEFORE_WRITTEN_BYTES;

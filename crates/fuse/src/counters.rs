@@ -1,4 +1,4 @@
-//! How often each operation was asked for: what a benchmark prints and SIGUSR1 shows.
+//! How often each operation was requested: what a benchmark prints and SIGUSR1 shows.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +15,13 @@ pub struct Counters {
     notifications: AtomicU64,
 }
 
-/// Counts at one time.
+/// A snapshot of the counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     requests: [u64; SLOTS],
     /// Replies that were errors other than "no such name".
     pub errors: u64,
-    /// Messages to the kernel that attributes changed.
+    /// Notifications to the kernel that attributes changed.
     pub notifications: u64,
 }
 
@@ -60,12 +60,12 @@ impl Counters {
 }
 
 impl Counts {
-    /// Returns how often `opcode` was asked for.
+    /// Returns how often `opcode` was requested.
     pub fn of(&self, opcode: Opcode) -> u64 {
         self.requests[opcode as usize]
     }
 
-    /// Returns what was asked since `earlier`.
+    /// Returns the requests since `earlier`.
     pub fn since(&self, earlier: &Counts) -> Counts {
         Counts {
             requests: std::array::from_fn(|slot| {
@@ -76,15 +76,14 @@ impl Counts {
         }
     }
 
-    /// Returns all requests.
+    /// Returns the number of all requests.
     pub fn total(&self) -> u64 {
         self.requests.iter().sum()
     }
 }
 
 impl fmt::Display for Counts {
-    /// One line, the operations that were asked for, by name: `Lookup=3 Read=1 notified=0
-    /// errors=0`.
+    /// One line with the requested operations by name: `Lookup=3 Read=1 notified=0 errors=0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for &opcode in Opcode::ALL {
             match self.of(opcode) {

@@ -1,4 +1,4 @@
-//! What an engine's error is to a program: one match, with no other place that decides it.
+//! Which errno a program sees for an engine's error. One match; no other place decides it.
 
 use rustix::io::Errno;
 use vellum_union::{Error, Refusal};
@@ -25,7 +25,7 @@ pub fn errno(error: &Error) -> Errno {
     }
 }
 
-/// True if the error is one any file system may give: nothing an operator need hear of.
+/// True for an error that any file system may return, which an operator need not hear of.
 pub fn is_everyday(error: &Error) -> bool {
     match error {
         Error::Refused { .. } | Error::NotADirectory { .. } | Error::WrongKind { .. } => true,
@@ -64,8 +64,8 @@ pub fn is_everyday(error: &Error) -> bool {
     }
 }
 
-/// True if the upper's file system has no room: neither a limit of the mount's own, nor anything
-/// else.
+/// True if the upper's file system is out of space; false for a limit of the mount's own and for
+/// any other error.
 pub fn is_no_room(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.is(Errno::NOSPC) || source.is(Errno::DQUOT))
 }

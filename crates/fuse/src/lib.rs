@@ -1,16 +1,17 @@
-//! The front: the FUSE protocol, spoken for a union engine.
+//! The front end: the FUSE protocol, spoken for a union engine.
 //!
-//! This room decodes what the kernel asks, calls [`vellum_union::engine::Engine`] and encodes what
-//! it answers. It must not know which layer anything is on. Begin reading at `ops.rs`.
+//! This crate decodes the kernel's requests, calls [`vellum_union::engine::Engine`] and encodes its
+//! answers. It must not know which layer anything is on. Begin reading at `ops.rs`.
 //!
 //! * [`wire`]: the protocol's bytes, pure; `channel.rs`: the device; `workers.rs`: the threads;
 //! * [`negotiate`]: what a connection will be like, pure;
-//! * `ops.rs`: each request; `errno.rs`: each error; `notify.rs`: what the kernel is told unasked;
-//! * `session.rs`: from mount to unmount; [`counters`]: what was asked how often.
+//! * `ops.rs`: each request; `errno.rs`: each error; `notify.rs`: notifications;
+//! * `session.rs`: from mount to unmount; [`counters`]: how often each request came.
 //!
 //! Invariants: hostile bytes from the device are errors, never panics; a panic while answering is
-//! one EIO; nothing is held while a reply is written; what the kernel may cache was true when it
-//! was said, and it is told when that changes (`ops/known.rs`); only this process changes the tree.
+//! one EIO; no lock is held while a reply is written; what the kernel may cache was true when it
+//! was sent, and the kernel is notified when that changes (`ops/known.rs`); only this process
+//! changes the tree.
 #![forbid(unsafe_code)]
 
 mod channel;

@@ -1,10 +1,10 @@
-//! What a connection will be like: the kernel's offer and our wishes in, the answer to INIT out.
-//! Pure.
+//! What a connection will be like: the kernel's offer and our wishes go in, the answer to INIT
+//! comes out. Pure.
 //!
-//! Every flag that is taken is taken here, with its reason. What must never go together is refused
-//! here, too: truncation by OPEN with opens that are never sent (the truncation would be lost), and
-//! a write-back cache with a limit on size (a full file system would be noticed after write(2) said
-//! yes).
+//! Every flag we accept is accepted here, with its reason. Combinations that must never occur are
+//! refused here, too: truncation by OPEN with opens that are never sent (the truncation would be
+//! lost), and a write-back cache with a size limit (a full file system would be noticed only after
+//! write(2) succeeded).
 
 use std::fmt;
 
@@ -14,11 +14,12 @@ use crate::wire::{self, Dialect, reply, request};
 
 /// The most bytes of one READ or WRITE: 256 pages, the kernel's own limit.
 pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
-/// Requests the kernel sends on its own account (readahead, write-back, RELEASE) at a time.
+/// How many requests the kernel sends on its own account (readahead, write-back, RELEASE) at a
+/// time.
 const MAX_BACKGROUND: u16 = 64;
 const PAGE_BYTES: u32 = 4096;
 
-/// What is wished for.
+/// What we would like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wishes {
     /// ACLs are enforced by the kernel and inherited by the engine.
@@ -27,19 +28,19 @@ pub struct Wishes {
     pub data: DataMode,
     /// How opens are answered.
     pub open: OpenMode,
-    /// Keep what is written in the kernel for a while.
+    /// Keep written data in the kernel for a while.
     pub writeback: bool,
     /// The most bytes of one WRITE; see [`MountOptions::max_write_bytes`].
     pub max_write_bytes: Option<u32>,
-    /// The upper may hold only so much.
+    /// The upper has a size limit.
     pub limited: bool,
-    /// Requests may come over io_uring: rings can be had here.
+    /// Requests may come over io_uring: rings are available here.
     pub rings: bool,
 }
 
 impl Wishes {
-    /// Returns what `options` ask for, on an upper that is `limited` or not, where there can be
-    /// `rings` or not.
+    /// Returns what `options` ask for; `limited` says whether the upper has a size limit, `rings`
+    /// whether rings are available.
     pub fn of(options: &MountOptions, limited: bool, rings: bool) -> Wishes {
         Wishes {
             acl: options.acl,
@@ -66,17 +67,17 @@ pub struct Agreed {
     pub no_opendir: bool,
     /// Opens may name a backing file.
     pub passthrough: bool,
-    /// Removing setuid, setgid and capabilities is left to us.
+    /// Clearing setuid, setgid and capabilities is left to us.
     pub kill_privileges: bool,
     /// ACLs are enforced by the kernel.
     pub acl: bool,
-    /// The kernel keeps what is written for a while.
+    /// The kernel keeps written data for a while.
     pub writeback: bool,
-    /// Requests come over io_uring, but for those that take no reply.
+    /// Requests come over io_uring, except for those that take no reply.
     pub rings: bool,
 }
 
-/// Why there can be no connection.
+/// Why a connection is impossible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The kernel speaks another protocol, or an old one.
@@ -91,12 +92,12 @@ pub enum Refused {
         /// Its minor version.
         minor: u32,
     },
-    /// Passthrough was asked for and the kernel has none.
-    #[error("the kernel has no FUSE passthrough (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH)")]
+    /// Passthrough was requested and the kernel lacks it.
+    #[error("the kernel lacks FUSE passthrough (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH)")]
     NoPassthrough,
 }
 
-/// Decides about everything INIT decides about.
+/// Decides everything that INIT decides.
 pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refused> {
     if offer.major != wire::MAJOR || offer.minor < wire::OLDEST_MINOR {
         return Err(Refused::Version {
@@ -108,25 +109,25 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     if passthrough && offer.flags & init::PASSTHROUGH == 0 {
         return Err(Refused::NoPassthrough);
     }
-    // Not ASYNC_DIO: the kernel drops no cached page when an asynchronous direct write has ended,
-    // nor the times it keeps, and whoever reads through the cache meanwhile leaves old bytes in it
-    // for ever. To drop them from here, before the reply, takes a thread that may wait for READs,
-    // and a reply that is not its thread's; over io_uring there is no such reply. What this costs:
+    // Not ASYNC_DIO: the kernel drops neither cached pages nor cached times when an asynchronous
+    // direct write has ended, so a concurrent read through the cache would leave old bytes in it
+    // for ever. Dropping them from here before the reply would take a thread that may wait for
+    // READs, and a reply sent by another thread, which io_uring does not allow. The cost is in
     // docs/overlay.md.
     let mut want = init::ASYNC_READ
         | init::BIG_WRITES
         | init::MAX_PAGES
         | init::INIT_EXT
-        // Lookups and listings side by side: the engine's locks are its own.
+        // Lookups and listings in parallel: the engine has its own locks.
         | init::PARALLEL_DIROPS
-        // Always, not only where the kernel's guess (READDIRPLUS_AUTO) says so: it asks for the
-        // first names of a directory only, and then for each name by itself, which takes ten times
-        // as long as telling them together.
+        // Always, not only when the kernel guesses so (READDIRPLUS_AUTO): then it asks only for the
+        // first names of a directory, and looks up each of the others by itself, which takes ten
+        // times as long as sending them together.
         | init::DO_READDIRPLUS
         | init::CACHE_SYMLINKS
         // The umask and a default ACL are applied by the engine, in one place.
         | init::DONT_MASK
-        // Nobody else writes the upper: what is cached stays true.
+        // No other process writes the upper, so what is cached stays true.
         | init::EXPLICIT_INVAL_DATA
         // Without it every write is preceded by a GETXATTR of security.capability.
         | init::HANDLE_KILLPRIV_V2
@@ -138,7 +139,7 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     if wishes.acl {
         want |= init::POSIX_ACL;
     }
-    // A connection-wide promise never to send OPEN excludes looking at each one.
+    // A connection-wide promise never to send OPEN rules out looking at each one.
     if !passthrough && wishes.open == OpenMode::Free {
         want |= init::NO_OPEN_SUPPORT;
     }
@@ -167,8 +168,7 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     }))
 }
 
-/// Returns the most bytes of one WRITE. The kernel that can't be told a number of pages takes 32 of
-/// them.
+/// Returns the most bytes of one WRITE. A kernel that can't be told a number of pages takes 32.
 fn max_write(wishes: Wishes, many_pages: bool) -> u32 {
     let most = match many_pages {
         true => MAX_TRANSFER_BYTES,
@@ -179,7 +179,7 @@ fn max_write(wishes: Wishes, many_pages: bool) -> u32 {
 }
 
 impl Agreed {
-    /// Returns what this reply to INIT means: all that was agreed follows from it.
+    /// Returns what this reply to INIT means: everything agreed follows from it.
     pub fn of(reply: reply::Init) -> Agreed {
         let has = |flag: u64| reply.flags & flag != 0;
         Agreed {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_direct_write_has_ended_when_it_is_answered() {
+    fn a_direct_write_is_complete_when_it_is_answered() {
         for wishes in every_wish() {
             let flags = negotiate(&EVERYTHING, wishes).unwrap().reply.flags;
             assert_eq!(flags & init::ASYNC_DIO, 0, "{wishes:?}");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_as_large_as_wished_within_what_can_be() {
+    fn the_write_size_is_clamped_to_the_limits() {
         let few_pages = request::Init {
             flags: !init::MAX_PAGES,
             ..EVERYTHING
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_that_was_not_offered() {
+    fn only_offered_flags_are_accepted() {
         for wishes in every_wish() {
             for flags in [0, init::PASSTHROUGH, init::NO_OPEN_SUPPORT] {
                 let offer = request::Init {

@@ -1,10 +1,10 @@
-//! Telling the kernel, unasked, that attributes it keeps are not true any more.
+//! Notifies the kernel that attributes it has cached are no longer true.
 //!
-//! It keeps attributes without end, so whatever changes some that the kernel can't know of is told
-//! here, before the request that changed them is answered: who asked for the change must not see
-//! what was before it. Only attributes are dropped: that waits for nothing, so a thread may do it
-//! in the middle of a request. (Cached pages can be waited for only by a thread that answers
-//! nothing: a READ that this very thread is to answer may hold them.)
+//! The kernel keeps attributes without a time limit. So a change it can't know of is reported here
+//! before the request that caused it is answered: the caller must not see the old state afterwards.
+//! Only attributes are dropped: that never blocks, so a thread may do it in the middle of a
+//! request. (Dropping cached pages can block, so it needs a thread that answers no requests: a READ
+//! that this very thread should answer may hold them.)
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ impl Notifier {
         Notifier { device, counters }
     }
 
-    /// Tells the kernel that attributes of `node`, by its number on the wire, changed.
+    /// Notifies the kernel that attributes of `node`, by its number on the wire, changed.
     pub fn attributes(&self, node: u64) {
         self.counters.count_notification();
         match self.device.notify(&attributes_changed(node)) {
-            // It has forgotten the node, or the mount is gone: then it keeps nothing of it.
+            // The kernel has forgotten the node, or the mount is gone: nothing is cached then.
             Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::CONNABORTED) => {}
             Err(error) => {
-                tracing::error!(node, %error, "the kernel may go on showing old attributes");
+                tracing::error!(node, %error, "the kernel may keep showing stale attributes");
             }
         }
     }

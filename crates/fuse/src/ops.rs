@@ -1,12 +1,12 @@
-//! Each request of the kernel: decoded, asked of the engine, its answer encoded.
+//! Each kernel request: decoded, passed to the engine, its answer encoded.
 //!
-//! Nothing is decided here but how long the kernel may believe an answer, and which requests it
-//! need not send again: those answered ENOSYS. Everything is keyed by node; no state belongs to an
-//! open file (but see `passthrough.rs`), so an open needs no answer of its own, and a listing's
-//! place is the directory's cookie.
+//! Only two things are decided here: how long the kernel may cache an answer, and which requests it
+//! need not send again (those answered ENOSYS). Everything is keyed by node; open files have no
+//! state (but see `passthrough.rs`), so an open needs no answer of its own, and the position in a
+//! listing is the directory's cookie.
 //!
-//! Flow: [`Serve::serve`] picks the function; each returns [`Failure`] on error, which is logged
-//! once, here, if it is none that any file system may give.
+//! Flow: [`Serve::serve`] picks the function; each returns [`Failure`] on error. It is logged once,
+//! here, unless it is one that any file system may return.
 
 mod attributes;
 mod data;
@@ -42,10 +42,10 @@ use known::Call;
 pub(crate) struct Ops {
     engine: Engine,
     agreed: Agreed,
-    /// How long names and attributes may be believed.
+    /// How long names and attributes may be cached.
     timeout: Duration,
     no_fsync: bool,
-    /// Nobody but this user and root is answered.
+    /// Only this user and root are answered.
     only: Option<u32>,
     passthrough: Option<Passthrough>,
     notifier: Notifier,
@@ -55,7 +55,7 @@ pub(crate) struct Ops {
 /// Why a request is answered with an error.
 #[derive(Debug)]
 enum Failure {
-    /// The engine says no.
+    /// The engine refused.
     Engine(vellum_union::Error),
     /// The request itself says why.
     Plain(Errno),
@@ -76,8 +76,8 @@ impl From<Errno> for Failure {
 type Answer<T = ()> = Result<T, Failure>;
 
 impl Ops {
-    /// `device` is where backing files are registered, and notifications go. Errors: there can't be
-    /// a thread more.
+    /// `device` is where backing files are registered, and where notifications go. Errors: no
+    /// further thread can be started.
     pub fn new(
         engine: Engine,
         agreed: Agreed,
@@ -92,7 +92,7 @@ impl Ops {
             notifier: notifier(),
             engine,
             agreed,
-            // The kernel asks whoever comes only if what others were told does not count.
+            // The kernel asks us for every caller only if it does not cache what it told others.
             timeout: match options.only {
                 Some(_) => Duration::ZERO,
                 None => options.timeout,
@@ -204,21 +204,21 @@ impl Ops {
             } => call.act(|to| to.fallocate(node, mode, offset, length)),
             Op::LSeek { offset, whence } => self.seek(node, offset, whence, reply),
             Op::CopyRange(copy) => self.copy_range(&call, &copy, reply),
-            // Not to be sent again: the kernel does without, or does it itself.
+            // Not sent again: the kernel does without, or does it itself.
             Op::Flush
             | Op::Access
             | Op::SyncFs
             | Op::Statx { .. }
             | Op::Interrupt { .. }
             | Op::Other => Err(Errno::NOSYS.into()),
-            // The first message is answered before there are workers.
+            // The first message is answered before the workers start.
             Op::Init(_) => Err(Errno::IO.into()),
-            // These take no reply and never come here.
+            // These take no reply and never arrive here.
             Op::Forget { .. } | Op::BatchForget(_) => Ok(()),
         }
     }
 
-    /// Returns how long the kernel may believe attributes of a node.
+    /// Returns how long the kernel may cache attributes of a node.
     fn attr_valid(&self, node: NodeId) -> Duration {
         match &self.passthrough {
             Some(passthrough) if !passthrough.may_keep_attributes(node) => Duration::ZERO,
@@ -299,7 +299,7 @@ fn caller(header: &Header, umask: u32) -> Caller {
     }
 }
 
-/// Returns attributes as the wire has them.
+/// Returns attributes in wire form.
 fn attr(attr: &engine::Attr) -> reply::Attr {
     let time = |time: vellum_sys::Timespec| (time.sec, time.nsec);
     reply::Attr {
@@ -323,7 +323,7 @@ fn pack_device((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// Takes a device number apart again.
+/// Unpacks a device number.
 fn unpack_device(packed: u32) -> (u32, u32) {
     (
         (packed >> 8) & 0xfff,
@@ -331,7 +331,7 @@ fn unpack_device(packed: u32) -> (u32, u32) {
     )
 }
 
-/// Returns a file type as listings have it.
+/// Returns a file type as listings encode it.
 fn kind_bits(kind: FileKind) -> u32 {
     kind.raw_mode() >> 12
 }

@@ -1,4 +1,4 @@
-//! How a union is mounted: plain values, already understood by whoever parsed them.
+//! How a union is mounted: plain values, already parsed.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -16,10 +16,10 @@ pub enum DataMode {
 /// How an open is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// The kernel is told once that opens need no answer. What would refuse one refuses the first
-    /// write instead.
+    /// The kernel is told once that opens need no answer. What would refuse an open refuses the
+    /// first write instead.
     Free,
-    /// Each open is looked at: immutable files and the like are refused there.
+    /// Each open is checked: immutable files and the like are refused there.
     Checked,
 }
 
@@ -30,11 +30,11 @@ pub enum Mounter {
     Any,
     /// This process, through the mount API.
     Kernel,
-    /// The set-user-id helper of libfuse.
+    /// libfuse's set-user-id helper.
     Fusermount,
 }
 
-/// Flags of the mount itself, as in mount(8); the kernel looks after them.
+/// Flags of the mount itself, as in mount(8); the kernel enforces them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MountFlags {
     /// Refuse writing.
@@ -55,46 +55,45 @@ pub struct MountFlags {
     pub dirsync: bool,
 }
 
-/// Everything about a mount but what is mounted.
+/// Everything about a mount except what is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
     /// The first column of /proc/mounts.
     pub source: OsString,
-    /// The file system's type is `fuse.` and this; plain `fuse` without.
+    /// The file system type is `fuse.` and this; plain `fuse` without.
     pub subtype: Option<String>,
-    /// Others than who mounts may use it.
+    /// Users other than the mounting one may use it.
     pub allow_other: bool,
-    /// Of those who may use it, all but this user and root are refused by the server
-    /// (`allow_root`). For that it has to be asked each time: nothing is believed longer than a
-    /// moment, whatever `timeout` says.
+    /// The server answers only this user and root, out of all who may use the mount (`allow_root`).
+    /// It must see each request to do so: nothing is cached for longer than a moment, whatever
+    /// `timeout` says.
     pub only: Option<u32>,
-    /// The kernel checks permissions by mode, owner and ACL. Without it nobody does: only for a
-    /// mount of one's own.
+    /// The kernel checks permissions by mode, owner and ACL. Without it nothing does: use that only
+    /// for a private mount.
     pub default_permissions: bool,
-    /// ACLs count.
+    /// ACLs are enforced.
     pub acl: bool,
-    /// How long the kernel believes names and attributes it was told. Nobody but this daemon
-    /// changes them.
+    /// How long the kernel caches names and attributes. Only this daemon changes them.
     pub timeout: Duration,
     /// Where data goes.
     pub data: DataMode,
     /// How opens are answered.
     pub open: OpenMode,
-    /// Let the kernel keep what is written for a while. Ignored with a size limit.
+    /// Let the kernel keep written data for a while. Ignored with a size limit.
     pub writeback: bool,
-    /// The most bytes of one WRITE, from a page to 1 MiB; others are made the nearest that can be,
-    /// in whole pages. `None`: 1 MiB.
+    /// The most bytes of one WRITE, from a page to 1 MiB; other values are rounded to the nearest
+    /// possible number of whole pages. `None`: 1 MiB.
     pub max_write_bytes: Option<u32>,
     /// fsync(2) syncs nothing.
     pub no_fsync: bool,
-    /// How many threads answer as a rule; more are started while all of them wait. `None`: as many
+    /// How many threads normally answer; more are started while all of them wait. `None`: as many
     /// as suit the machine.
     pub workers: Option<usize>,
     /// Take requests over io_uring where the kernel offers it.
     pub io_uring: bool,
     /// Flags of the mount.
     pub flags: MountFlags,
-    /// Other options of the kernel, as `name` or `name=value`: `context` and its kin.
+    /// Other kernel options, as `name` or `name=value`: `context` and the like.
     pub extra: Vec<OsString>,
     /// Who makes the mount.
     pub mounter: Mounter,

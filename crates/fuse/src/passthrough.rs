@@ -1,37 +1,37 @@
-//! Passthrough mode: opens that the kernel serves itself, from the file underneath and with its
-//! page cache.
+//! Passthrough mode: the kernel serves opens itself, from the file underneath and with its page
+//! cache.
 //!
 //! The kernel has one rule and one trap. The rule: while a file is open through a backing file, all
-//! its opens go through that one. The trap: a lower file, used for an open that writes, would be
-//! written to. So a lower file is only ever handed out for reading. An open for writing while the
-//! kernel reads the lower file copies the bytes up first; only then, when they have moved while
-//! others have the old ones open, the node gets a second number: the open is answered ESTALE, the
-//! kernel looks the name up again, and what it finds is another inode to it, with the same
-//! `st_ino`. A descriptor from before keeps the old bytes, but not old attributes: those of a node
-//! with two numbers are asked for each time (see docs/semantics/mounts.md). Nothing else gives a
-//! node a second number; `table.rs` sees to that. Nor does the kernel keep attributes of a file
-//! that was ever open for writing through it: stores by a mapping move its times and are not told.
+//! its opens use that one. The trap: a lower file used for an open that writes would be written to.
+//! So a lower file is only ever handed out for reading. An open for writing while the kernel reads
+//! the lower file copies the bytes up first. The node gets a second number only if the bytes moved
+//! while the old ones are open elsewhere: the open is answered ESTALE, the kernel looks the name up
+//! again, and finds what it takes for another inode, with the same `st_ino`. A descriptor opened
+//! earlier keeps the old bytes, but not old attributes: those of a node with two numbers are
+//! requested each time (see docs/semantics/mounts.md). Nothing else gives a node a second number;
+//! `table.rs` ensures that. Nor does the kernel keep attributes of a file that was ever open for
+//! writing through it: stores through a mapping change its times without notice.
 //!
-//! What has no name to look up (`/proc/self/fd/N`, a bind-mounted file) comes back with the old
-//! number at once; such an open is served past the cache, by requests; if it is for writing and the
-//! lower file is still read through the kernel, it stays refused (ESTALE). Opens for writing of
-//! what is below and not open through the kernel, and of everything above under a size limit, are
-//! served by requests as in coherent mode: the first write copies.
+//! A file without a name to look up (`/proc/self/fd/N`, a bind-mounted file) comes back with the
+//! old number at once. Such an open is served by requests, past the cache. If it is for writing and
+//! the lower file is still read through the kernel, it stays refused (ESTALE). Opens for writing
+//! are served by requests as in coherent mode if the file is in a lower layer and not open through
+//! the kernel, or if there is a size limit: the first write copies.
 //!
-//! A write through a backing file never comes here, but the kernel still asks for set-user-id bits
-//! to be taken away before it: a SETATTR of nothing (`ops/attributes.rs`). It asks by what it knows
-//! of the mode, and of two numbers of a node it may know different things; so privileges are never
-//! given by an old number ([`Passthrough::is_old`]).
+//! A write through a backing file never comes here, but before it the kernel still asks for
+//! set-user-id bits to be cleared: an empty SETATTR (`ops/attributes.rs`). It decides by the mode
+//! it has cached, which may differ between the two numbers of a node; so privileges are never given
+//! through an old number ([`Passthrough::is_old`]).
 //!
-//! Finding out where a file's bytes are, and registering a backing file, happen with no lock held:
-//! a lower layer may be slow to open one file while others are opened. An open has its file's turn
-//! (`turns.rs`) until it is counted, so the second of two opens of one file sees how the first was
-//! answered, and only the holder of the turn opens a number that is not open yet. The table is
-//! looked at before and after, for a few instructions each. A copy-up may happen in between, as it
-//! may right after the answer: the next open sees that the bytes moved.
+//! Finding a file's bytes and registering a backing file happen with no lock held: a lower layer
+//! may be slow to open one file while others are opened. An open holds its file's turn (`turns.rs`)
+//! until it is counted, so the second of two opens of one file sees how the first was answered, and
+//! only the holder of the turn opens a number that is not open yet. The table is consulted before
+//! and after, for a few instructions each. A copy-up may happen in between, as it may right after
+//! the answer: the next open sees that the bytes moved.
 //!
-//! Locks: no system call is made under the table's. A turn is taken before it, and before the
-//! engine's locks. The lock of those who append is held together with neither.
+//! Locks: no system call is made under the table's lock. A turn is taken before it, and before the
+//! engine's locks. The append lock is never held together with either.
 
 mod table;
 mod turns;
@@ -48,12 +48,12 @@ use crate::wire::flags::open;
 use table::{Asked, Backing, Bytes, How, Plan, Side, Table};
 use turns::Turns;
 
-/// Smaller files gain less by a shared page cache than registering them costs.
+/// Smaller files gain less from a shared page cache than their registration costs.
 const SMALLEST_BYTES: u64 = 64 << 10;
 
 /// An open that is counted in the table.
 pub const COUNTED: u64 = 1;
-/// An open served by requests, past the page cache, of a number that is not in use any more.
+/// An open served by requests, past the page cache, of a number that is no longer in use.
 const DIRECT: u64 = 2;
 
 /// How an open past the page cache is answered.
@@ -72,7 +72,7 @@ pub struct Opened {
     pub backing: i32,
 }
 
-/// What is open how.
+/// What is open, and how.
 #[derive(Debug)]
 pub struct Passthrough {
     device: Arc<Channel>,
@@ -80,14 +80,14 @@ pub struct Passthrough {
     table: Mutex<Table>,
     /// The files that are being opened.
     opening: Turns<NodeId>,
-    /// Held by whoever appends by requests to a file with two numbers.
+    /// Held while appending by requests to a file with two numbers.
     appending: Mutex<()>,
 }
 
 /// Why an open is refused.
 #[derive(Debug)]
 pub enum Refused {
-    /// The engine says no.
+    /// The engine refused.
     Engine(vellum_union::Error),
     /// The kernel has to look the name up again.
     LookAgain,
@@ -99,11 +99,11 @@ impl From<vellum_union::Error> for Refused {
     }
 }
 
-/// What becomes of an open.
+/// The outcome of an open.
 #[derive(Debug)]
 pub enum Open {
     Answered(Opened),
-    /// Ask again when the bytes are in the upper layer. They don't move back, so that happens once.
+    /// Ask again when the bytes are in the upper layer. They never move back, so this happens once.
     CopyUpFirst,
 }
 
@@ -119,7 +119,7 @@ impl Passthrough {
         }
     }
 
-    /// Returns the number by which the kernel is to know a node from now on.
+    /// Returns the number by which the kernel should know a node from now on.
     pub fn wire(&self, node: NodeId) -> u64 {
         self.lock().wire(node)
     }
@@ -145,7 +145,7 @@ impl Passthrough {
         self.lock().came_back(node, pid);
     }
 
-    /// Notes that a file was made and opened.
+    /// Notes that a file was created and opened.
     pub fn created(&self, node: NodeId) {
         let mut table = self.lock();
         let wire = table.wire(node);
@@ -170,8 +170,8 @@ impl Passthrough {
         };
         let worth_it = used_through || file.as_deref().is_some_and(is_large);
         let asked = Asked { write, worth_it };
-        // The last other open of this number may end before this one is counted, and its backing
-        // file goes with it. So an open that shares a backing file is counted in the same step.
+        // The last other open of this number may end before this one is counted, and take its
+        // backing file with it. So an open that shares a backing file is counted in the same step.
         let mut table = self.lock();
         let (how, flags) = match (table::plan(table.how(wire), bytes, asked), file) {
             (Plan::CopyUpFirst, _) => return Ok(Open::CopyUpFirst),
@@ -184,7 +184,7 @@ impl Passthrough {
             (Plan::Share(backing), _) => (How::Through(backing), open::NOFLUSH),
             (Plan::ByRequests(backing), _) => (How::Through(backing), PAST_CACHE),
             (Plan::Register(side), Some(file)) => {
-                // The number is not open, and stays so until this turn is over.
+                // The number is not open, and stays closed until this turn is over.
                 drop(table);
                 let registered = self.register(&file, side);
                 table = self.lock();
@@ -216,15 +216,15 @@ impl Passthrough {
         }))
     }
 
-    /// Has the kernel look the node's name up again. If it did not the last time, there is no name,
-    /// and the open is served by requests, past the cache.
+    /// Makes the kernel look the node's name up again. If it did not the last time, there is no
+    /// name, and the open is served by requests, past the cache.
     fn send_back(table: &mut Table, wire: u64, pid: u32, write: bool) -> Result<Opened, Refused> {
         if table.send_back(node_of(wire), pid) {
             return Err(Refused::LookAgain);
         }
         match table.how(wire) {
-            // Every open of such a number has to have its backing file, which mappings then are of.
-            // For writing that would be a way into the lower layer.
+            // Every open of such a number must have its backing file, which mappings then use. For
+            // writing that would be a way into the lower layer.
             Some(How::Through(_)) if write => Err(Refused::LookAgain),
             Some(how @ How::Through(backing)) => {
                 table.add(wire, how, false);
@@ -255,13 +255,13 @@ impl Passthrough {
         }
     }
 
-    /// Drops what is known of a node that the kernel knows no more.
+    /// Drops what is known of a node that the kernel has forgotten.
     pub fn forget(&self, node: NodeId) {
         self.lock().forget(node);
     }
 
-    /// Calls `append` if the kernel may not know where the file ends: it has two numbers, and each
-    /// inode a size of its own. One at a time.
+    /// Calls `append` if the kernel may not know where the file ends, because the file has two
+    /// numbers, and each inode has its own size. One call at a time.
     pub fn append<T>(&self, node: NodeId, append: impl FnOnce() -> T) -> Option<T> {
         if !self.lock().is_renumbered(node) {
             return None;
@@ -270,12 +270,12 @@ impl Passthrough {
         Some(append())
     }
 
-    /// Registers a file; `None` if this one can't be, and has to be served by requests.
+    /// Registers a file; `None` if it can't be registered, and must be served by requests.
     fn register(&self, file: &File, side: Side) -> Option<Backing> {
         match fuse_dev::open_backing(self.device.device(), file) {
             Ok(id) => Some(Backing { id, side }),
             Err(error) => {
-                tracing::debug!(%error, "a file is served by requests");
+                tracing::debug!(%error, "no passthrough for this file");
                 None
             }
         }
@@ -286,7 +286,7 @@ impl Passthrough {
     }
 }
 
-/// Returns whether a file is worth the registration. One that can't be looked at is not.
+/// Returns whether registering a file is worthwhile. If its size can't be read, it is not.
 fn is_large(file: &File) -> bool {
     file.metadata()
         .is_ok_and(|stat| stat.len() >= SMALLEST_BYTES)

@@ -1,13 +1,13 @@
 //! From mount to unmount.
 //!
-//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place
-//! and returns. It asks the mount nothing: that is for other processes. The mount is taken away by
-//! its number, never by its place alone: what somebody mounts there later is not ours. When the
+//! [`mount`] opens the connection, answers INIT, starts the workers, attaches the mount and
+//! returns. It sends no request to the mount: that is for other processes. The mount is removed by
+//! its id, never by its path alone: what another process mounts there later is not ours. When its
 //! last user is gone the kernel ends the connection, the workers leave, and the engine is closed,
 //! which syncs the upper.
 //!
-//! It must not know what is mounted. Signals are taken only by
-//! [`Session::take_signals`]; a program with its own handling calls [`Session::wait`] alone.
+//! It must not know what is mounted. Signals are handled only by [`Session::take_signals`]; a
+//! program with its own handling calls [`Session::wait`] alone.
 
 mod fusermount;
 mod handover;
@@ -35,14 +35,13 @@ pub use handover::Handover;
 pub use place::Unmounter;
 pub use signals::Caught;
 
-/// The fewest threads, however few processors there are: one that waits for a disk must not stop
-/// the rest.
+/// The fewest threads, even with few processors: one that waits for a disk must not stop the rest.
 const FEWEST_WORKERS: usize = 2;
-/// More than so many only get in each other's way, until they have to wait.
+/// More threads than this only get in each other's way, until they have to wait.
 const MOST_USUAL_WORKERS: usize = 8;
 
-/// With more queues than this the device is read: each takes two threads and four descriptors at
-/// least, and descriptors are few.
+/// With more queues than this the device is read instead: each queue takes at least two threads and
+/// four descriptors, and descriptors are scarce.
 const MOST_QUEUES: u16 = 16;
 
 /// A mounted union.
@@ -56,21 +55,21 @@ pub struct Session {
     listener: Option<Listener>,
 }
 
-/// Why a session was not handed over, and the session, if it goes on.
+/// Why a session was not handed over, and the session, if it continues.
 #[derive(Debug)]
 pub struct NotHandedOver {
     /// Why.
     pub error: Error,
-    /// The session as it was. Without one the mount has no server and ends.
+    /// The session, unchanged. Without one the mount has no server and ends.
     pub session: Option<Session>,
 }
 
 /// Mounts `engine` on the directory `target`.
 ///
-/// On return the mount is in its place and served. After an error nothing is mounted and the engine
-/// is gone.
+/// On return the mount is attached and served. After an error nothing is mounted and the engine is
+/// gone.
 pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Session> {
-    // The place must mean the same when the working directory is another.
+    // The path must mean the same after a change of the working directory.
     let target = target
         .canonicalize()
         .map_err(|error| vellum_sys::Error::new("find", target, error))?;
@@ -128,8 +127,8 @@ fn start(
     )?)
 }
 
-/// Serves on a mount that another process has served until now. `engine` is what the union's engine
-/// is made of, the same as there; `options` what the mount was made with.
+/// Serves a mount that another process has served until now. `engine` contains what the union's
+/// engine is built from, the same as there; `options` are those the mount was created with.
 ///
 /// Returns when the mount answers. After an error the mount has no server and ends.
 pub fn take_over(
@@ -159,23 +158,24 @@ pub fn take_over(
 }
 
 impl Session {
-    /// Stops serving between two requests, without ending the mount: whoever uses it waits until
+    /// Stops serving between two requests, without ending the mount: its users wait until
     /// [`take_over`] serves it.
     ///
-    /// Errors: in passthrough mode or over io_uring ([`Error::Handover`]), or if the mount does not
-    /// show at its place, the session is given back and goes on. Later ones end the mount.
+    /// Errors: in passthrough mode, over io_uring ([`Error::Handover`]), or if the mount is not
+    /// visible at its path, the session is given back and continues. Later errors end the mount.
     pub fn hand_over(self) -> std::result::Result<Handover, Box<NotHandedOver>> {
         let kept = |error, session| {
             let session = Some(session);
             Err(Box::new(NotHandedOver { error, session }))
         };
         if self.agreed.passthrough {
-            // The backing files' numbers belong to this process's table.
+            // The ids of backing files belong to this process's table.
             let why = String::from("it is in passthrough mode");
             return kept(Error::Handover { why }, self);
         }
         if self.agreed.rings {
-            // The kernel lets a process that serves rings go, not the requests it has given them.
+            // The kernel lets a process that serves rings go, but not the requests it has given to
+            // them.
             let why = String::from("its requests come over io_uring; mount it with io_uring=off");
             return kept(Error::Handover { why }, self);
         }
@@ -187,13 +187,13 @@ impl Session {
             listener.stop();
         }
         let channel = self.workers.stop(move || {
-            // Only that somebody had to answer it counts.
+            // All that counts is that a worker had to answer it.
             let _ = rustix::fs::fstatfs(&root);
         });
         let handed = (|| {
             let ops = Arc::try_unwrap(self.ops);
             let Ok(ops) = ops else {
-                // Only workers have others, and they have ended.
+                // Only workers hold other references, and they have ended.
                 unreachable!("a worker outlived its end");
             };
             let engine = ops.into_engine();
@@ -218,38 +218,39 @@ impl Session {
         })
     }
 
-    /// Returns what takes the mount away: from any thread, any time.
+    /// Returns a handle that unmounts, usable from any thread at any time.
     pub fn unmounter(&self) -> Unmounter {
         self.unmounter.clone()
     }
 
-    /// Returns how often each request came so far.
+    /// Returns how often each request has come so far.
     pub fn counts(&self) -> Counts {
         self.counters.now()
     }
 
-    /// Returns the live counts, to be asked while [`Session::wait`] waits.
+    /// Returns the live counts, to be read while [`Session::wait`] waits.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 
-    /// Returns what was agreed with the kernel.
+    /// Returns what was negotiated with the kernel.
     pub fn agreed(&self) -> &Agreed {
         &self.agreed
     }
 
-    /// Returns the place.
+    /// Returns the mount's path.
     pub fn target(&self) -> PathBuf {
         self.unmounter.target().to_owned()
     }
 
-    /// Takes the signals that were caught, and further ones: SIGTERM, SIGINT and SIGHUP unmount,
-    /// and a second one cuts the connection (where fusectl is not mounted, by ending the process);
-    /// SIGUSR1 prints the counts to standard error. One that is not caught before the mount is made
-    /// may leave a dead one.
+    /// Handles the signals that were caught, and further ones. SIGTERM, SIGINT and SIGHUP unmount;
+    /// a second one aborts the connection (where fusectl is not mounted, by ending the process);
+    /// SIGUSR1 prints the counts to standard error. A signal that is not caught before the mount
+    /// exists may leave a dead mount.
     ///
-    /// A process that does this is the mount's own: the kernel is asked to end it last when memory
-    /// runs out, since others would wait for it. And it keeps little memory that it does not need.
+    /// A process that does this serves only the mount: it asks the kernel to kill it last when
+    /// memory runs out, since others would wait for it, and it keeps little memory that it does not
+    /// need.
     pub fn take_signals(&mut self, caught: Caught) -> Result<()> {
         let listener = signals::listen(caught, self.unmounter(), self.counters())?;
         self.listener = Some(listener);
@@ -258,18 +259,17 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the
-    /// engine.
+    /// Waits until the mount was unmounted and nothing uses it any more; then closes the engine.
     pub fn wait(self) -> Result<()> {
         self.outlast()
             .close()
             .map_err(|source| Error::Close { source })
     }
 
-    /// Waits as [`Session::wait`] does, and leaves the engine to the caller, who closes it.
+    /// Waits as [`Session::wait`] does, and leaves closing the engine to the caller.
     pub fn outlast(self) -> Engine {
         self.workers.wait();
-        // Only workers have others, and they have ended.
+        // Only workers hold other references, and they have ended.
         let Some(ops) = Arc::into_inner(self.ops) else {
             unreachable!("a worker outlived its end")
         };
@@ -279,19 +279,19 @@ impl Session {
         ops.into_engine()
     }
 
-    /// Unmounts, and waits until nobody uses it any more.
+    /// Unmounts, and waits until nothing uses the mount any more.
     pub fn unmount(self) -> Result<()> {
         self.unmounter.unmount()?;
         self.wait()
     }
 }
 
-/// Returns how many queues there would be over io_uring, or `None` if it is not to be used.
+/// Returns how many queues there would be over io_uring, or `None` if io_uring is not used.
 fn queues(options: &MountOptions) -> Option<u16> {
     if !options.io_uring || !fuse_ring::is_possible() {
         return None;
     }
-    // Each needs its threads, also those of processors that are not there.
+    // Each needs its threads, including those of processors that are absent.
     let count = fuse_ring::queue_count().ok()?;
     (count <= MOST_QUEUES).then_some(count)
 }

@@ -1,12 +1,12 @@
-//! Memory goes back to the machine once the kernel has forgotten many files.
+//! Returns memory to the system once the kernel has forgotten many files.
 //!
-//! Freed memory stays with the allocator, and a page goes back only when nothing on it is in use.
-//! While nodes are being forgotten, those that are left lie scattered over nearly all pages; so
-//! what counts is to give back once more when it is over. A thread of its own waits for that: it
-//! sleeps until enough was forgotten to be worth it, then until nothing more comes, or very much
-//! has come. No request waits for it.
+//! Freed memory stays with the allocator, and a page is returned only when nothing on it is in use.
+//! While nodes are being forgotten, the remaining ones are scattered over nearly all pages; so
+//! memory must be returned once more when that is over. A separate thread waits for this: it sleeps
+//! until enough was forgotten to be worthwhile, then until a pause, or until very many were
+//! forgotten. No request waits for it.
 //!
-//! It must not know what was forgotten. Lock: its own, never held while memory is given back.
+//! It must not know what was forgotten. Lock: its own, never held while memory is returned.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -18,12 +18,12 @@ use vellum_sys::sync;
 /// Fewer nodes than this are not worth the work: at worst each of them keeps one page, 4 MiB in
 /// all.
 const WORTH: u64 = 1 << 10;
-/// After so many it is done although more are coming.
+/// After this many, memory is returned even if more are coming.
 const MANY: u64 = 1 << 16;
-/// Nothing forgotten for so long: it is over.
+/// When nothing was forgotten for this long, the burst is over.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// The thread that gives memory back.
+/// The thread that returns memory.
 #[derive(Debug)]
 pub(crate) struct Tidy {
     shared: Arc<Shared>,
@@ -32,14 +32,14 @@ pub(crate) struct Tidy {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Nodes forgotten since memory was given back.
+    /// Nodes forgotten since memory was last returned.
     freed: AtomicU64,
     over: Mutex<bool>,
     wake: Condvar,
 }
 
 impl Tidy {
-    /// Starts the thread; `give_back` is what it calls. Errors: there can't be a thread.
+    /// Starts the thread; `give_back` is what it calls. Errors: the thread can't be started.
     pub fn start(give_back: fn()) -> vellum_sys::Result<Tidy> {
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
@@ -69,7 +69,7 @@ impl Drop for Tidy {
         *sync::lock(&self.shared.over) = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
-            // It has no result, and a panic in it was told already.
+            // It has no result, and a panic in it was already reported.
             drop(thread.join());
         }
     }
@@ -94,7 +94,7 @@ impl Shared {
             self.freed.fetch_sub(now, Ordering::Relaxed);
             let begun = Instant::now();
             give_back();
-            // However large the heap is, most of the time goes to requests.
+            // However large the heap is, most of the time must go to requests.
             pause = QUIET.max(begun.elapsed() * 4);
             over = sync::lock(&self.over);
         }
@@ -108,7 +108,7 @@ mod tests {
     static GIVEN: AtomicU64 = AtomicU64::new(0);
 
     #[test]
-    fn memory_is_given_back_when_it_is_over() {
+    fn memory_is_returned_after_a_burst_of_forgets() {
         let tidy = Tidy::start(|| {
             GIVEN.fetch_add(1, Ordering::SeqCst);
         })

@@ -1,23 +1,23 @@
-//! The threads that answer: a few as a rule, more while all of them are busy.
+//! The threads that answer requests: usually a few, more while all of them are busy.
 //!
-//! A request is read, answered and forgotten by one thread. Threads stand in crews: one reads the
-//! device; over io_uring there is one more for each of the kernel's queues, on that queue's
-//! processor, since then a request and its reply are two switches on one processor and wake no
-//! other. One request that takes long (copying a big file up) would in time hold every thread of a
-//! crew, so a watch (`crew.rs`) adds one as soon as all were busy for a millisecond without
-//! finishing anything; a thread of the device that is too many leaves after the request that shows
-//! it, one of a queue stays (the kernel would give it requests still). The watch sleeps as long as
-//! somebody is free in each crew.
+//! One thread reads a request, answers it and is done with it. Threads belong to crews. One crew
+//! reads the device. Over io_uring there is another for each of the kernel's queues, on that
+//! queue's processor: then a request and its reply take two context switches on one processor and
+//! wake no other. One slow request (copying a big file up) would in time hold every thread of a
+//! crew, so a watch (`crew.rs`) adds a thread as soon as all were busy for a millisecond without
+//! finishing anything. A surplus thread of the device leaves after the request that reveals it; one
+//! of a queue stays (the kernel would still give it requests). The watch sleeps as long as each
+//! crew has a free thread.
 //!
-//! A panic while answering is an EIO to whoever asked and an error in the log, and nothing to
-//! anybody else. Invariant: every request that wants a reply gets exactly one. Locks: the list of
-//! threads only; never held while a request is answered.
+//! A panic while answering is an EIO to the caller, an error in the log, and has no other effect.
+//! Invariant: every request that wants a reply gets exactly one. Locks: only the list of threads;
+//! never held while a request is answered.
 
 mod crew;
 #[cfg(test)]
 mod model;
 
-/// What `crew.rs` is made of here.
+/// What `crew.rs` is built on here.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(super) use std::sync::{Condvar, Mutex};
@@ -42,30 +42,30 @@ use crate::wire::{Dialect, Op, Reply, Request};
 use crew::{Crew, Watch};
 use sync::{AtomicBool, Mutex, Ordering, lock};
 
-/// The most threads a crew has at a time.
+/// The most threads a crew may have at a time.
 const MOST: usize = 16;
-/// How many threads each queue has as a rule: one that waits for a disk must not stop the rest.
+/// How many threads each queue normally has: one that waits for a disk must not stop the rest.
 const USUAL_OF_QUEUE: usize = 2;
-/// How long a thread that could not have a ring waits before it asks again.
+/// How long a thread that failed to get a ring waits before it tries again.
 const BEFORE_ANOTHER_RING: Duration = Duration::from_millis(100);
-/// A request that moves so much lets its thread run on any processor.
+/// A request that moves this much lets its thread run on any processor.
 const MUCH_BYTES: usize = 64 << 10;
-/// So many requests that move less bring it back.
+/// This many smaller requests in a row bring it back.
 const SMALL_ONES: u32 = 8;
-/// How long nothing may be finished, with all busy, before there is one more.
+/// How long nothing may be finished, with all threads busy, before one is added.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// After so many looks at a time when somebody was free, the watch goes to sleep.
+/// After this many looks in a row that found a free thread, the watch goes to sleep.
 const CALM_LOOKS: u32 = 50;
 
 /// What answers requests. Called from several threads at once.
 pub trait Serve: Send + Sync + 'static {
-    /// Answers `request`: puts what it asks for into `reply`.
+    /// Answers `request`: puts the answer into `reply`.
     ///
-    /// An error is sent as it is; what was put is dropped then. Not called for what takes no reply,
-    /// see [`Serve::note`].
+    /// An error is sent alone; what was put is then dropped. Not called for requests that take no
+    /// reply, see [`Serve::note`].
     fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno>;
 
-    /// Hears of something that takes no reply: FORGET and BATCH_FORGET.
+    /// Handles a request that takes no reply: FORGET or BATCH_FORGET.
     fn note(&self, request: &Request<'_>);
 }
 
@@ -92,8 +92,8 @@ impl<S: Serve> Workers<S> {
     /// Starts `usual` threads at the device, and those of `queues` queues if requests come over
     /// io_uring (else 0).
     ///
-    /// Errors: a descriptor, a ring or a thread could not be had; those that were started end with
-    /// the connection.
+    /// Errors: no descriptor, ring or thread was available; threads already started end with the
+    /// connection.
     pub fn start(
         serve: Arc<S>,
         session: Arc<Channel>,
@@ -128,26 +128,24 @@ impl<S: Serve> Workers<S> {
         let Workers { shared, watch } = self;
         shared.join_all();
         shared.watch.end();
-        // A worker's panics are caught where it answers; nothing else in these threads has a
-        // result.
+        // A worker's panics are caught where it answers; these threads have no other result.
         drop(watch.join());
-        // The watch may have added one while the others left.
+        // The watch may have added a thread while the others left.
         shared.join_all();
     }
 }
 
 impl<S: Serve> Workers<S> {
-    /// Ends every thread, each after the request it is at, and returns the session's descriptor,
-    /// with whatever comes next still unread. `nudge` causes one request and returns when it was
-    /// answered: it wakes a thread that waits for one.
+    /// Ends every thread after its current request, and returns the session's descriptor, with
+    /// later requests still unread. `nudge` sends one request and returns when it was answered: it
+    /// wakes a thread that waits for one.
     ///
-    /// The last nudge may find nobody; it is answered by whoever serves next. Not for sessions with
-    /// queues: their threads stay.
+    /// The last nudge may find no thread; the next server answers it. Not for sessions with queues:
+    /// their threads stay.
     pub fn stop(self, nudge: impl Fn() + Send + Sync + 'static) -> Arc<Channel> {
         let Workers { shared, watch } = self;
         shared.watch.end();
-        // A worker's panics are caught where it answers; nothing else in these threads has a
-        // result.
+        // A worker's panics are caught where it answers; these threads have no other result.
         drop(watch.join());
         let (nudge, nudging) = (Arc::new(nudge), Arc::new(AtomicBool::new(false)));
         while shared.crews.iter().any(|crew| !crew.is_gone()) {
@@ -158,8 +156,8 @@ impl<S: Serve> Workers<S> {
                     own.store(false, Ordering::SeqCst);
                 });
                 if let Err(error) = started {
-                    // Requests of others do as well.
-                    tracing::warn!(%error, "workers end with the next requests only");
+                    // Other requests wake the threads just as well.
+                    tracing::warn!(%error, "workers stop only after their next request");
                     nudging.store(false, Ordering::SeqCst);
                 }
             }
@@ -183,8 +181,8 @@ impl<S: Serve> Shared<S> {
     }
 
     fn add_one(self: &Arc<Self>, number: usize) -> vellum_sys::Result<()> {
-        // Held until the new one is in the list: as soon as it runs, another may leave, and were
-        // that the last one in the list, all would seem to have ended.
+        // Held until the new thread is in the list. It may run at once, and then another may leave;
+        // if that were the last one in the list, all would seem to have ended.
         let mut threads = lock(&self.threads);
         let shared = Arc::clone(self);
         let crew = &self.crews[number];
@@ -201,7 +199,7 @@ impl<S: Serve> Shared<S> {
         };
         crew.start();
         let started = thread(name, work).inspect_err(|_| crew.not_started())?;
-        // Handles of those who left would pile up.
+        // Handles of threads that left would pile up.
         threads.retain(|thread| !thread.is_finished());
         threads.push(started);
         Ok(())
@@ -220,7 +218,7 @@ impl<S: Serve> Shared<S> {
                 Ok(Received::Nothing) => continue,
                 Ok(Received::Gone) => break,
                 Err(error) => {
-                    tracing::error!(%error, "the FUSE device can't be read");
+                    tracing::error!(%error, "can't read the FUSE device");
                     break;
                 }
             };
@@ -239,23 +237,23 @@ impl<S: Serve> Shared<S> {
         crew.join();
         let mut post = Post::on(queue);
         if let Err(error) = &post {
-            tracing::debug!(%error, queue, "requests may wake another processor");
+            tracing::debug!(%error, queue, "can't pin a worker to its queue's processor");
         }
-        // Until the connection is gone, since requests of this queue go nowhere else; descriptors
-        // that are lacking come back.
+        // Retries until the connection is gone, since requests of this queue go nowhere else; a
+        // shortage of descriptors passes.
         while !self.watch.is_over() {
             let ring = FuseRing::new(self.session.device(), queue, MAX_TRANSFER_BYTES as usize);
             let ended = ring.and_then(|mut ring| self.serve_ring(crew, &mut ring, &mut post));
             match ended {
                 Ok(()) => break,
-                Err(error) => tracing::error!(%error, queue, "no requests over io_uring"),
+                Err(error) => tracing::error!(%error, queue, "can't take requests over io_uring"),
             }
             std::thread::sleep(BEFORE_ANOTHER_RING);
         }
         self.end(crew);
     }
 
-    /// Answers until the connection is gone.
+    /// Answers requests until the connection is gone.
     fn serve_ring(
         &self,
         crew: &Crew,
@@ -279,8 +277,8 @@ impl<S: Serve> Shared<S> {
                     moved.max(length)
                 }
             };
-            // Two processors copy more than one; for small things it is quicker to stay where the
-            // asker is.
+            // Two processors copy faster than one; small requests are quicker on the caller's
+            // processor.
             small = if moved < MUCH_BYTES {
                 small.saturating_add(1)
             } else {
@@ -289,7 +287,7 @@ impl<S: Serve> Shared<S> {
             if let Ok(post) = post
                 && let Err(error) = post.stay(small >= SMALL_ONES)
             {
-                tracing::debug!(%error, "a worker stays where it is");
+                tracing::debug!(%error, "can't change a worker's processor");
             }
             // Threads of a queue stay.
             let _stays = crew.rest(&self.watch);
@@ -297,7 +295,7 @@ impl<S: Serve> Shared<S> {
         Ok(())
     }
 
-    /// Counts out a thread whose connection is gone.
+    /// Counts a thread out because its connection is gone.
     fn end(&self, crew: &Crew) {
         self.watch.note_over();
         crew.end();
@@ -308,18 +306,18 @@ impl<S: Serve> Shared<S> {
             return;
         };
         if let Err(error) = channel.send(&answer[..length]) {
-            tracing::error!(%error, "a reply was refused");
-            // The one who asked must not wait for ever.
+            tracing::error!(%error, "the kernel refused a reply");
+            // The caller must not wait for ever.
             let unique = answer[8..16].try_into().map_or(0, u64::from_ne_bytes);
             let mut reply = Reply::new(answer);
             if let Err(error) = channel.send(reply.finish(unique, Errno::IO.raw_os_error())) {
-                tracing::error!(%error, "an error was refused as a reply, too");
+                tracing::error!(%error, "the kernel refused the error reply, too");
             }
         }
     }
 
-    /// Answers a request: puts the reply into `answer` and returns its length, or `None` if there
-    /// is to be none.
+    /// Answers a request: puts the reply into `answer` and returns its length, or `None` if it
+    /// takes no reply.
     fn answer(&self, bytes: &[u8], answer: &mut [u8]) -> Option<usize> {
         let mut reply = Reply::new(answer);
         let (unique, errno) = match Request::parse(bytes, self.dialect) {
@@ -349,7 +347,7 @@ impl<S: Serve> Shared<S> {
             }
             Err(error) => {
                 let header = Request::header(bytes).ok()?;
-                tracing::error!(opcode = header.opcode, %error, "a request makes no sense");
+                tracing::error!(opcode = header.opcode, %error, "malformed request");
                 (header.unique, Errno::IO.raw_os_error())
             }
         };
@@ -363,22 +361,22 @@ impl<S: Serve> Shared<S> {
         let pause = || std::thread::sleep(PATIENCE);
         let add = |number| {
             if let Err(error) = self.add_one(number) {
-                tracing::warn!(%error, "all workers are busy and there can't be one more");
+                tracing::warn!(%error, "all workers are busy and no more can be started");
             }
         };
         self.watch.run(&self.crews, pause, add);
     }
 }
 
-/// Makes a thread one that the page cache may depend on, and that quotas hold for: what it writes,
-/// others asked for.
+/// Marks a thread as one that the page cache may depend on, and makes it subject to quotas: it
+/// writes on behalf of others.
 fn prepare() {
-    // First: it needs the capability that quotas take away.
+    // First: it needs the capability that enforcing quotas drops.
     if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {
-        tracing::debug!(%error, "a worker's memory may wait for its own writes");
+        tracing::debug!(%error, "can't mark a worker as an I/O flusher");
     }
     if let Err(error) = vellum_sys::quota::hold() {
-        tracing::error!(%error, "quotas of ext4 don't limit this mount");
+        tracing::error!(%error, "ext4 quotas don't limit this mount");
     }
 }
 
@@ -431,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_one_request_s_error() {
+    fn a_panic_fails_only_one_request() {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -465,7 +463,7 @@ mod tests {
         assert_eq!(ask(&request(Opcode::GetAttr as u32, &[])), Some((20, 0)));
         // What takes no reply gets none, whatever happens.
         assert_eq!(ask(&request(Opcode::Forget as u32, &[0; 8])), None);
-        // What makes no sense is an error to who asked, if it says who that is.
+        // A malformed request gets an error reply, if its header can be read.
         assert_eq!(
             ask(&request(Opcode::Lookup as u32, b"no end")),
             Some((16, -5))

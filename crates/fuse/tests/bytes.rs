@@ -1,4 +1,4 @@
-//! Random reads, writes, stores through mappings, cuts and holes on one file through several
+//! Random reads, writes, stores through mappings, truncations and holes on one file through several
 //! descriptors, compared with memory.
 
 mod support;

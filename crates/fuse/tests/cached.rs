@@ -1,9 +1,9 @@
-//! What the kernel keeps is true: every operation beside every attribute, by each way requests and
-//! bytes travel; and nothing is notified where nothing changed that the kernel does not know.
+//! What the kernel caches is true: every operation combined with every attribute, by each way that
+//! requests and bytes travel; and there is no notification of changes that the kernel knows of.
 //!
-//! Whether an answer is true is asked of the server itself, past the kernel's cache. Which
-//! attributes an operation should change is asked of an ordinary directory, and of the kernel's
-//! overlay for files of lower layers.
+//! The server itself says whether an answer is true, past the kernel's cache. An ordinary directory
+//! shows which attributes an operation should change, and the kernel's overlay does for files of
+//! lower layers.
 
 mod support;
 
@@ -17,10 +17,10 @@ use vellum_testkit::caching::{Extent, Seen, Ways};
 use vellum_testkit::kernel::{Overlay, Since};
 use vellum_testkit::{Scratch, untested};
 
-/// Operations that open a file of a lower layer for writing and write nothing: the kernel's overlay
-/// copies it up then. The others change a file by one of two names: there the kernel copies the
-/// directory up by whose name it was changed, a server hears of no name. Of what was removed in a
-/// lower layer alone, the kernel goes on counting a link.
+/// Operations that open a file of a lower layer for writing and write nothing: then the kernel's
+/// overlay copies it up. The others change a file through one of two names: there the kernel copies
+/// up the directory of that name, but a server learns of no name. When a file is removed that
+/// exists only in a lower layer, the kernel keeps counting a link.
 const UNLIKE_THE_KERNEL: [&str; 8] = [
     "rename_over",
     "rename_dir_over_empty",
@@ -32,7 +32,7 @@ const UNLIKE_THE_KERNEL: [&str; 8] = [
     "remove_dir",
 ];
 
-/// All operations, asked about in these ways, and in all of them in the slow tier.
+/// All operations, with attributes read in these ways, and in all ways in the slow tier.
 fn extent(usual: Ways) -> Extent<'static> {
     Extent {
         operations: &[],
@@ -43,7 +43,7 @@ fn extent(usual: Ways) -> Extent<'static> {
     }
 }
 
-/// Opens the directories above for others. The mount is for others too.
+/// Makes the directories above searchable by others. The mount is for others too.
 fn for_others(world: &mut World) {
     world.option("allow_other");
     let mut dir = world.beside("");
@@ -63,8 +63,8 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Tries all operations on files of the lower layer and on such that were made in the mount;
-/// returns what was seen of both.
+/// Tries all operations on files of the lower layer and on files created in the mount; returns the
+/// results of both.
 #[track_caller]
 fn tried(world: &mut World, extent: Extent<'_>, mount: impl FnOnce(&mut World)) -> [Seen; 2] {
     for_others(world);
@@ -96,13 +96,13 @@ fn what_is_shown_is_true_after_every_operation() {
             operations: &[],
             ways: Ways::Changes,
         };
-        // Beside an ordinary directory, whose server is the file system.
+        // Compared with an ordinary directory, whose server is the file system.
         few.prepare(&world.beside("plain"));
         let plain = few.try_in(&world.beside("plain"));
         assert_eq!(new.untried, plain.untried);
         let but: &[&str] = match world.is_user {
             false => &["change_nothing_of_the_owner"],
-            // A server without rights can't write what was stored in a mapping and leave setuid.
+            // A server without privileges can't write a mapping's stores and keep setuid.
             true => &[
                 "change_nothing_of_the_owner",
                 "store_suid",
@@ -116,7 +116,7 @@ fn what_is_shown_is_true_after_every_operation() {
         if world.is_user {
             return;
         }
-        // Beside the kernel's overlay on the same layers.
+        // Compared with the kernel's overlay on the same layers.
         let scratch = Scratch::new();
         let lower = scratch.dir("lower");
         few.prepare(&lower.join("old"));
@@ -224,7 +224,7 @@ fn as_other(world: &World, script: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Changes of a program's bytes, as shell commands about the file `f` and the bytes in `bytes`.
+/// Changes to a program's bytes, as shell commands on the file `f` and the bytes in `bytes`.
 const CHANGES: [(&str, &str); 9] = [
     ("written", "dd if=bytes of=f bs=1M conv=notrunc status=none"),
     (
@@ -318,8 +318,8 @@ fn a_capability_goes_with_the_bytes_it_was_given_to() {
                 let got = rustix::fs::getxattr(world.at(name), NAME, &mut value);
                 assert_eq!(got, Err(rustix::io::Errno::NODATA), "{name}");
             }
-            // Who may keep setuid keeps it, capability or not: root, but not one of a user
-            // namespace only.
+            // A process that may keep setuid keeps it, capability or not: root, but not the root of
+            // a user namespace.
             let kept = if world.is_user { 0o755 } else { 0o4755 };
             for name in ["written", "cut", "room"] {
                 assert_eq!(mode(world.at(name)), kept, "{name}");
@@ -329,7 +329,7 @@ fn a_capability_goes_with_the_bytes_it_was_given_to() {
 }
 
 #[test]
-fn rights_given_while_a_user_writes_through_the_kernel_go_with_its_next_write() {
+fn privileges_given_during_writes_through_the_kernel_go_with_the_next_write() {
     as_root(|world| {
         for_others(world);
         if !world.pass_through() {
@@ -338,7 +338,7 @@ fn rights_given_while_a_user_writes_through_the_kernel_go_with_its_next_write() 
         world.mount();
         fs::write(world.at("f"), vec![1; 200_000]).unwrap();
         set_mode(world.at("f"), 0o666).unwrap();
-        // It opens the file while it may, and writes when it has another's rights.
+        // It opens the file while it may, and writes once it has another user's rights.
         let script = "exec 3<>f; echo open; read go || true; printf new >&3; stat -c %a f";
         let mut child = Command::new("setpriv")
             .args(["--reuid", "1000", "--regid", "1000", "--clear-groups"])
@@ -379,7 +379,7 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
             options.read(true).write(true).create(true);
             options.open(world.at(name)).unwrap()
         };
-        // What is in the upper layer alone is the kernel's to know.
+        // What is only in the upper layer is the kernel's to know.
         fs::create_dir(world.at("dir")).unwrap();
         let (_, asked) = world.requests(|world| {
             for round in 0..20 {
@@ -403,7 +403,7 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
             }
         });
         assert_eq!(asked.of("notified"), 0, "{asked:?}");
-        // A user's writes are looked at for setuid, and change nothing if there is none.
+        // A user's writes are checked for setuid, and change nothing if it is not set.
         set_mode(world.at("dir"), 0o777).unwrap();
         let script = "for i in 1 2 3; do printf x >> dir/user; fallocate -l 9000 dir/user; done";
         let (_, asked) = world.requests(|world| as_other(world, script));
@@ -411,20 +411,20 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
         set_mode(world.at("dir/user"), 0o4777).unwrap();
         let (_, asked) = world.requests(|world| as_other(world, "printf x >> dir/user"));
         assert!(asked.of("notified") <= 1, "{asked:?}");
-        // The first write below tells of the directories that were copied up, and of that in which
-        // the topmost was; the next of none.
+        // The first write below notifies of the directories that were copied up, and of the one
+        // that contains the topmost of them; the next notifies of none.
         let write = |world: &World| file(world, "a/b/written").write_all_at(b"x", 5).unwrap();
         let (_, asked) = world.requests(write);
         assert_eq!(asked.of("notified"), 3, "{asked:?}");
         let (_, asked) = world.requests(write);
         assert_eq!(asked.of("notified"), 0, "{asked:?}");
-        // The reply to a change of mode has the file's own attributes; its directory's ctime is
-        // another.
+        // The reply to a change of mode has the file's own attributes; its directory's ctime
+        // changes too.
         let chmod = |world: &World| set_mode(world.at("a/b/mode"), 0o600).unwrap();
         let (_, asked) = world.requests(chmod);
         assert_eq!(asked.of("notified"), 1, "{asked:?}");
-        // Both names are one file to the kernel. The first such file has the root say what its
-        // index is for: its ctime is another.
+        // Both names are one file to the kernel. The first such file makes the root record what its
+        // index is for, which changes its ctime.
         for (name, told) in [("other", 1), ("later", 0)] {
             let (_, asked) =
                 world.requests(|world| file(world, name).write_all_at(b"x", 5).unwrap());
@@ -434,7 +434,7 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
 }
 
 #[test]
-fn tar_reads_a_union_in_which_something_was_made_without_complaint() {
+fn tar_reads_a_changed_union_without_complaint() {
     as_root(|world| {
         for i in 0..50 {
             world.put(&format!("bin/{i}"), "x");
@@ -455,7 +455,7 @@ fn tar_reads_a_union_in_which_something_was_made_without_complaint() {
 }
 
 #[test]
-fn a_successor_goes_on_telling() {
+fn a_successor_keeps_notifying() {
     as_root(|world| {
         for_others(world);
         world.put("dir/f", "content");
@@ -476,14 +476,15 @@ fn a_successor_goes_on_telling() {
 }
 
 #[test]
-fn a_mount_that_is_taken_away_is_told_nothing_more() {
+fn a_detached_mount_ends_while_it_is_being_notified() {
     as_root(|world| {
         for_others(world);
         for i in 0..40 {
             world.put(&format!("a{i}/b/f"), vec![3; 5000]);
         }
         world.mount();
-        // Detached: it ends with the last descriptor, in the middle of changes that tell.
+        // Detached: it ends with the last descriptor, in the middle of changes that cause
+        // notifications.
         let files: Vec<_> = (0..40)
             .map(|i| {
                 let mut options = OpenOptions::new();

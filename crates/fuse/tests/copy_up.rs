@@ -45,7 +45,7 @@ fn a_mapping_from_before_a_copy_up_sees_what_is_written_after_it() {
         |world| {
             world.put("file", vec![b'a'; 10_000]);
             world.mount();
-            // A program that maps it, says what is there, and says it again when told.
+            // A program that maps it, prints its content, and prints it again on request.
             let script = r#"
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -298,8 +298,8 @@ fn hard_links_of_a_lower_file_stay_one_file() {
 }
 
 #[test]
-fn numbers_never_change() {
-    everywhere("numbers_never_change", |world| {
+fn inode_numbers_never_change() {
+    everywhere("inode_numbers_never_change", |world| {
         world.put("dir/sub/file", "content");
         world.put("file", "content");
         symlink("target", world.lower("link")).unwrap();
@@ -314,13 +314,13 @@ fn numbers_never_change() {
                 let (dev, ino, _) = identity(world.at(name));
                 let one = identity(world.at("")).0;
                 assert_eq!(dev, one, "{name} {when}: one device for all");
-                // No user.* xattr can be set on a symbolic link, so a plain user's has nowhere to
-                // keep its number.
+                // A symbolic link can have no user.* xattr, so a plain user's has nowhere to keep
+                // its number.
                 let forgets = world.is_user && *name == "link2" && when.contains("remount");
                 if !forgets {
                     assert_eq!(ino, before.1, "{name} {when}");
                 }
-                // What a listing says is what stat says.
+                // A listing and stat show the same numbers.
                 let path = world.at(name);
                 let listed = fs::read_dir(path.parent().unwrap())
                     .unwrap()
@@ -407,7 +407,7 @@ fn unnamed_files_get_names() {
         rustix::fs::linkat(CWD, from, CWD, world.at("dir/named"), follow).unwrap();
         assert_eq!(fs::read(world.at("dir/named")).unwrap(), b"content");
         assert_eq!(identity(world.at("dir/named")).2, 1);
-        // A clean unmount waits for whoever uses the union.
+        // A clean unmount waits for users of the union.
         drop(file);
         world.remount();
         assert_eq!(fs::read(world.at("dir/named")).unwrap(), b"content");
@@ -418,7 +418,7 @@ fn unnamed_files_get_names() {
     });
 }
 
-/// Everything about a file or directory but its access time and the number of its blocks.
+/// Everything about a file or directory except its access time and block count.
 const PICTURE: &str = r#"
 import os, sys
 os.chdir(os.fsencode(sys.argv[1]))
@@ -447,7 +447,7 @@ for dir, dirs, files in sorted(os.walk(b".")):
     for name in sorted(dirs + files): print(picture(os.path.join(dir, name)))
 "#;
 
-/// Makes files and directories with all there is to keep.
+/// Creates files and directories with every attribute that must be kept.
 const FURNISH: &str = r#"
 import os, struct, subprocess, sys
 root, privileged = sys.argv[1], sys.argv[2] == "root"
@@ -474,7 +474,7 @@ for dir, dirs, files in os.walk(".", topdown=False):
     for n, name in enumerate(files + dirs): os.utime(os.path.join(dir, name), ns=(10**18 + 7, 10**18 + 123456789 + n), follow_symlinks=False)
 "#;
 
-/// Copies everything up without changing anything that shows.
+/// Copies everything up without changing anything visible.
 const TOUCH: &str = r#"
 import os, sys
 os.chdir(os.fsencode(sys.argv[1]))
@@ -515,8 +515,7 @@ fn a_copy_up_through_the_mount_keeps_everything() {
         let before = picture(world);
         assert_eq!(before.lines().count(), 12, "{before}");
         python(TOUCH, &[world.at("").as_os_str()]);
-        // The hole map of a file may be finer or coarser after a copy, but what is a hole costs
-        // nothing.
+        // The hole map of a file may be finer or coarser after a copy, but a hole takes no space.
         let holes = |world: &World| fs::metadata(world.upper("plain/holes")).unwrap().blocks();
         assert!(holes(world) < 100, "{} blocks", holes(world));
         let differ = |after: &str| {
@@ -530,7 +529,7 @@ fn a_copy_up_through_the_mount_keeps_everything() {
         assert_eq!(differ(&after), "", "live");
         world.remount();
         let after = picture(world);
-        // A plain user's symbolic link or fifo keeps its number until the union is closed only.
+        // A plain user's symbolic link or fifo keeps its number only until the union is closed.
         match world.is_user {
             false => assert_eq!(differ(&after), "", "after a remount"),
             true => {

@@ -1,7 +1,7 @@
-//! Operation by operation: the mount beside a mount of the kernel's overlayfs on the same layers,
-//! the same errors, the same attributes and bytes after each, through names and through descriptors
-//! that stay open; with remounts and kills in between, and at the end the kernel mounts what was
-//! written.
+//! Operation by operation: a mount and the kernel's overlayfs on the same layers must give the same
+//! errors, and the same attributes and bytes after each operation, through names and through
+//! descriptors that stay open. There are remounts and kills in between, and at the end the kernel
+//! mounts the result.
 
 mod support;
 
@@ -39,7 +39,7 @@ enum Op {
     Write(PathBuf, u64, usize),
     List(PathBuf),
     Read(PathBuf),
-    /// Keeps a descriptor in a slot.
+    /// Stores a descriptor in a slot.
     Open(usize, PathBuf, bool),
     Tmpfile(usize, PathBuf),
     LinkOpen(usize, PathBuf),
@@ -59,7 +59,8 @@ const XATTRS: [&str; 4] = [
 ];
 
 struct Kinds {
-    /// Hard links, directories that move, `trusted.` xattrs: what the kernel keeps for root only.
+    /// Hard links, renamed directories, `trusted.` xattrs: operations that the kernel allows only
+    /// root.
     all: bool,
     /// Files without a name.
     tmpfiles: bool,
@@ -73,7 +74,7 @@ fn path(rng: &mut Rng) -> PathBuf {
 fn op(rng: &mut Rng, kinds: &Kinds) -> Op {
     let slot = rng.below(SLOTS);
     let xattr = match XATTRS[rng.below(if kinds.all { 4 } else { 2 })] {
-        // Where marks can't be set through a mount, another one that is not.
+        // Where marks can't be set through a mount, another attribute that is not a mark.
         "trusted.overlay.opaque" if !Since::EscapedMarks.is_here() => "trusted.t",
         xattr => xattr,
     };
@@ -125,7 +126,7 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The kernel goes on counting a name for a lower file that has lost its last one.
+/// The kernel still counts a name for a lower file that has lost its last one.
 fn about_open(file: &File) -> io::Result<String> {
     let meta = file.metadata()?;
     Ok(format!(
@@ -137,7 +138,7 @@ fn about_open(file: &File) -> io::Result<String> {
     ))
 }
 
-/// What tells contents apart, and is short.
+/// A short string that identifies contents.
 fn sum(bytes: &[u8]) -> String {
     let sum = bytes
         .iter()
@@ -146,7 +147,7 @@ fn sum(bytes: &[u8]) -> String {
 }
 
 fn regular(path: &Path) -> io::Result<()> {
-    // Not followed, and no fifo waited for.
+    // Not followed, and without waiting for fifos.
     match path.symlink_metadata()?.is_file() {
         true => Ok(()),
         false => Err(io::Error::other("no file")),
@@ -155,7 +156,7 @@ fn regular(path: &Path) -> io::Result<()> {
 
 fn about(meta: &fs::Metadata) -> String {
     let kind = meta.file_type();
-    // The kernel counts 1 for a merged directory; sizes of directories are the file systems' own.
+    // The kernel counts 1 for a merged directory; sizes of directories are file-system specific.
     let dir = kind.is_dir();
     let (size, nlink) = if dir {
         (0, 0)
@@ -179,7 +180,7 @@ impl Side {
             .ok_or_else(|| io::Error::other("nothing is open"))
     }
 
-    /// Does it, and tells what can be seen of it.
+    /// Performs it, and reports the visible result.
     fn run(&mut self, op: &Op) -> io::Result<String> {
         let at = |path: &Path| self.root.join(path);
         let seen = |path: &Path| Ok(about(&fs::symlink_metadata(path)?));
@@ -372,8 +373,7 @@ fn kernel(world: &World, (upper, work): (&str, &str), target: &Path, scratch: &S
     let overlay = features
         .iter()
         .fold(overlay, |overlay, (key, value)| overlay.option(key, value));
-    // Whoever made a mount namespace meanwhile has a copy of the mount before, and the upper is
-    // busy.
+    // A mount namespace created in the meantime has a copy of the old mount, and the upper is busy.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         match overlay.mount(scratch, target) {
@@ -387,13 +387,13 @@ fn kernel(world: &World, (upper, work): (&str, &str), target: &Path, scratch: &S
     }
 }
 
-/// `VELLUM_ROUND` is the seed of one round, in which everything is compared after each step: to
+/// `VELLUM_ROUND` is the seed of one round, in which everything is compared after each step, to
 /// find where a difference begins.
 fn closely() -> bool {
     std::env::var_os("VELLUM_ROUND").is_some()
 }
 
-/// Tells about every name in a tree.
+/// Reports every name in a tree.
 fn everything(root: &Path) -> Vec<String> {
     let mut all = Vec::new();
     let mut pending = vec![root.to_owned()];
@@ -412,7 +412,7 @@ fn everything(root: &Path) -> Vec<String> {
     all
 }
 
-/// What is done in turn.
+/// The things done in turn.
 #[derive(Debug, Clone)]
 enum Step {
     Do(Op),
@@ -501,7 +501,7 @@ fn attempt(steps: &mut Script<Step>, world: &mut World, seed: u64, count: usize)
     scratch.unmount(&judge);
 }
 
-/// Does `op` on both sides.
+/// Performs `op` on both sides.
 fn both(op: &Op, step: usize, ours: &mut Side, theirs: &mut Side) {
     let told = |result: io::Result<String>| match result {
         Ok(seen) => seen,
@@ -517,8 +517,7 @@ fn both(op: &Op, step: usize, ours: &mut Side, theirs: &mut Side) {
         _ => None,
     };
     match on_slot {
-        // The kernel can't copy a lower file up, for who has it open, whose name is another file's
-        // by now.
+        // The kernel can't copy up an open lower file whose name now belongs to another file.
         Some(slot) if they == "error Some(17)" => {
             (ours.slots[slot], theirs.slots[slot]) = (None, None);
         }
@@ -541,7 +540,7 @@ fn a_mount_does_what_the_kernels_does_step_by_step() {
     let name = "a_mount_does_what_the_kernels_does_step_by_step";
     everywhere(name, |world| {
         if world.is_user {
-            // What the kernel leaves to root.
+            // What the kernel allows only root.
             for option in ["noindex", "noredirect", "nometacopy"] {
                 world.option(option);
             }

@@ -2,7 +2,7 @@
 
     direct.py libaio|io_uring FILE ROUNDS
 
-Prints `untried ...` where the kernel offers no such writes, else what was wrong, or nothing.
+Prints `untried ...` where the kernel lacks such writes, else each error, or nothing.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ class LibAio:
 
 class IoUring:
     SETUP, ENTER, WRITE = 425, 426, 23
-    # Where the kernel says that head, tail, mask and the rest are.
+    # The offsets of head, tail, mask and the rest, as the kernel reports them.
     SUBMISSION, COMPLETION = 40, 80
 
     def __init__(self):

@@ -1,5 +1,5 @@
-//! A limit of size and inodes through the mount: what does not fit is refused before it is made,
-//! and the mount goes on.
+//! Limits on size and inodes through the mount: what does not fit is refused before it is created,
+//! and the mount continues.
 
 mod support;
 
@@ -14,7 +14,7 @@ use vellum_testkit::FsKind;
 const SIZE: u64 = 8 << 20;
 const NOSPC: i32 = 28;
 
-/// Writes until it is full; returns how much fitted.
+/// Writes until it is full; returns how much fit.
 fn fill(path: impl AsRef<std::path::Path>) -> u64 {
     let mut file = File::create(path).unwrap();
     let block = vec![7; 64 << 10];
@@ -40,7 +40,7 @@ fn soon(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Nothing half made may lie in the work directory.
+/// No half-finished file may lie in the work directory.
 fn staged(world: &World) -> Vec<String> {
     let mut left = names(world.work().join("work"));
     left.retain(|name| name != "incompat");
@@ -72,15 +72,15 @@ fn check(world: &mut World) {
         assert!(!world.upper("big").exists());
         assert_eq!(staged(world), [""; 0]);
     }
-    // What fits, fits; what was removed can be used again.
+    // What fits, fits; space of removed files can be used again.
     for _ in 0..3 {
         let fitted = fill(world.at("full"));
         assert!(fitted >= SIZE / 2, "only {fitted} bytes fitted");
         assert_eq!(fs::metadata(world.at("full")).unwrap().len(), fitted);
         assert_eq!(fs::read_to_string(world.at("small")).unwrap(), "small");
         fs::remove_file(world.at("full")).unwrap();
-        // It is there until the kernel has said that it was closed, and a process that another test
-        // is just starting may have it open.
+        // The file exists until the kernel reports its close, and a process that another test is
+        // just starting may have it open.
         soon("room", || {
             let room = rustix::fs::statvfs(world.at("")).unwrap();
             room.f_bfree * room.f_frsize >= SIZE / 2
@@ -100,7 +100,7 @@ fn check(world: &mut World) {
     fs::remove_file(world.at("file-0")).unwrap();
     soon("an inode", || File::create(world.at("again")).is_ok());
     assert_eq!(errno(File::create(world.at("one-more"))), NOSPC);
-    // A copy-up takes an inode, too. Removing needs none beyond those that were given back.
+    // A copy-up takes an inode, too. Removing needs none beyond the ones freed.
     let refused = fs::set_permissions(
         world.at("small"),
         std::os::unix::fs::PermissionsExt::from_mode(0o600),

@@ -1,4 +1,4 @@
-//! Names: moving directories, hiding what is below, what may not be made.
+//! Names: renaming directories, hiding what is below, names that may not be created.
 
 mod support;
 
@@ -150,7 +150,7 @@ fn a_merged_directory_is_removed_while_it_is_listed() {
 }
 
 #[test]
-fn what_would_be_a_whiteout_can_t_be_made() {
+fn a_device_that_means_a_whiteout_cant_be_created() {
     as_root(|world| {
         world.mount();
         let made = rustix::fs::mknodat(
@@ -295,8 +295,8 @@ fn five_hundred_layers_are_one_tree() {
 }
 
 #[test]
-fn listings_have_stable_places() {
-    everywhere("listings_have_stable_places", |world| {
+fn listings_have_stable_offsets() {
+    everywhere("listings_have_stable_offsets", |world| {
         for i in 0..500 {
             world.put(&format!("dir/{i:04}"), "");
         }

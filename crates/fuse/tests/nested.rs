@@ -1,4 +1,4 @@
-//! A union whose layers are in a union: the inner marks are the inner one's, and both show what
+//! A union whose layers are in a union: the inner marks belong to the inner one, and both show what
 //! they should.
 
 mod support;
@@ -22,13 +22,13 @@ fn an_engine_with_wh_names_stands_on_another() {
             devices: false,
         };
         world.mount();
-        // The same union on a disk does the same. Neither can have devices 0:0 for what is hidden,
-        // so that directories from below don't move.
+        // The same union on a disk does the same. Neither can use devices 0:0 as whiteouts, so
+        // directories from below don't move.
         let mut inner = world.inside(&world.at("inner"));
         let mut judge = world.inside(&world.beside("judge"));
         for union in [&mut inner, &mut judge] {
             union.option("wh");
-            // The outer one's file handles don't last, so there is nothing to index hard links by.
+            // The outer one's file handles don't last, so hard links can't be indexed.
             union.option("noindex");
         }
         let seed = rng.next();
@@ -44,7 +44,7 @@ fn an_engine_with_wh_names_stands_on_another() {
             let live = Tree::read(&inner.at("")).unwrap();
             live.assert_same(&wanted, IGNORE);
             inner.unmount();
-            // The outer one, too, has only what is on disk now.
+            // The outer one, too, now has only what is on disk.
             world.remount();
             inner.mount();
             let again = Tree::read(&inner.at("")).unwrap();
@@ -58,8 +58,8 @@ fn an_engine_with_wh_names_stands_on_another() {
 #[test]
 fn the_kernels_overlay_stands_on_a_union() {
     as_root(|world| {
-        // Overlay marks that a user sets in the outer union are the inner one's, so none are set at
-        // random. Without an index the kernel takes hard links apart.
+        // Overlay marks that a user sets in the outer union are the inner one's, so the random
+        // changes set none. Without an index the kernel splits hard links.
         let churn = Churn {
             links: false,
             trusted_xattrs: false,

@@ -32,7 +32,7 @@ fn write_open(path: impl AsRef<Path>) -> File {
     OpenOptions::new().write(true).open(path).unwrap()
 }
 
-/// Tries until it succeeds: the kernel says a little later that a file was closed, and a process
+/// Tries until it succeeds: the kernel reports a little later that a file was closed, and a process
 /// that another test is just starting may still have it open.
 #[track_caller]
 fn soon<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
@@ -61,9 +61,9 @@ fn passthrough_reads_reach_no_daemon() {
         let (_, requests) = world.requests(|world| assert_begins(world.at("file"), b"aaa"));
         assert_eq!(requests.of("Open"), 1);
         assert_eq!(requests.of("Read"), 0, "{requests:?}");
-        // Written once by requests, then through.
+        // Written once by requests, then through the kernel.
         write_open(world.at("file")).write_all(b"x").unwrap();
-        // Through as soon as the server has heard of the close, which nobody waits for.
+        // Through the kernel as soon as the server has seen the close, which nothing waits for.
         let ends = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
             let (_, requests) = world.requests(|world| {
@@ -104,7 +104,7 @@ fn passthrough_never_writes_to_a_lower_layer() {
                 .open(world.at(name))
                 .unwrap();
             second.write_all_at(b"MORE", 10).unwrap();
-            // Who opens it now sees what was written; the descriptor from before keeps what it had.
+            // A new open sees what was written; the old descriptor keeps what it had.
             assert_begins(world.at(name), b"NEWaaaaaaaMORE");
             reader.read_exact_at(&mut first, 0).unwrap();
             assert_eq!(&first, b"aaa");
@@ -183,13 +183,13 @@ fn opens_without_a_name_are_served_without_passthrough() {
         writer.write_all_at(b"w", 3).unwrap();
         begins(&writer, b"NEWw");
         assert_begins(world.at("proc"), b"NEWw");
-        // A descriptor that is a place only.
+        // An `O_PATH` descriptor.
         let place = rustix::fs::open(world.at("path"), OFlags::PATH, Mode::empty()).unwrap();
         let reader = File::open(world.at("path")).unwrap();
         write_open(world.at("path")).write_all(b"NEW").unwrap();
         begins(&by_number(&place, OFlags::RDONLY).unwrap(), b"NEWa");
         drop(reader);
-        // A file that is bound elsewhere.
+        // A file that is bind-mounted elsewhere.
         let target = world.beside("bound-here");
         File::create(&target).unwrap();
         rustix::mount::mount_bind(world.at("bound"), &target).unwrap();
@@ -235,7 +235,7 @@ fn passthrough_clears_privileges() {
         world.put("file", big(b'a'));
         fs::set_permissions(world.lower("file"), fs::Permissions::from_mode(0o4777)).unwrap();
         world.mount();
-        // In the upper layer already, so that it could go through.
+        // In the upper layer already, so passthrough is possible.
         write_open(world.at("file")).write_all(b"x").unwrap();
         assert_eq!(
             fs::metadata(world.at("file")).unwrap().mode() & 0o7777,
@@ -285,7 +285,7 @@ fn a_file_shares_the_page_cache_of_the_lower_layer() {
         world.put("file", big(b'a'));
         world.mount();
         assert_begins(world.at("file"), b"a");
-        // The pages the mount's file has are the lower file's: dropping those leaves none.
+        // The mount's file uses the lower file's pages: dropping those leaves none.
         let lower = File::open(world.lower("file")).unwrap();
         lower.sync_all().unwrap();
         rustix::fs::fadvise(&lower, 0, None, rustix::fs::Advice::DontNeed).unwrap();

@@ -1,5 +1,5 @@
-//! Passthrough mode: a file is one inode to programs, whoever opened it how; and what remains of a
-//! descriptor that reads a lower file which is not the file's any more.
+//! Passthrough mode: a file is one inode to programs, however it was opened; and the limits of a
+//! descriptor that reads a lower file which is no longer the file's.
 
 mod support;
 
@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{FlockOperation, Gid, Uid, XattrFlags};
 use support::*;
 
-/// What is this big, the kernel reads by itself.
+/// Files of this size are read by the kernel itself.
 const BIG_BYTES: usize = 128 << 10;
 const MATRIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/passthrough_matrix.py");
 
@@ -47,8 +47,8 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Opens `name` in such a way that the kernel reads the lower file, which stops being the file's
-/// while it is open.
+/// Opens `name` so that the kernel reads the lower file, which stops being the file's while it is
+/// open.
 fn left_behind(world: &World, name: &str) -> File {
     let old = File::open(world.at(name)).unwrap();
     open_to_write(world.at(name)).write_all(b"NEW").unwrap();
@@ -68,7 +68,7 @@ fn python(script: &str, arguments: &[&Path]) {
     assert!(ran.success());
 }
 
-/// Runs a shell line in the mount as a user who owns nothing.
+/// Runs a shell line in the mount as a user that owns nothing.
 fn as_nobody(world: &World, line: &str) -> std::process::ExitStatus {
     Command::new("setpriv")
         .args(["--reuid", "1000", "--regid", "1000", "--clear-groups"])
@@ -80,7 +80,7 @@ fn as_nobody(world: &World, line: &str) -> std::process::ExitStatus {
 }
 
 /// Runs every cell of `passthrough_matrix.py` on files that come from `origin`, in a mount with
-/// this option, too.
+/// this additional option.
 fn matrix(origin: &str, option: Option<&str>) {
     let make = |place: &Path| {
         let made = Command::new("python3")
@@ -237,7 +237,7 @@ fn a_write_through_the_kernel_takes_privileges_that_were_given_after_the_open() 
         |world| {
             fs::write(world.at("file"), b"harmless").unwrap();
             chmod(world.at("file"), 0o666);
-            // Its own descriptor, before the file is anything special.
+            // Its own descriptor, opened before the file has privileges.
             let line = "exec 3<>file; echo > ../open; while [ ! -e ../given ]; do sleep 0.01; done; echo evil >&3";
             chmod(world.beside(""), 0o777);
             let (open, given) = (world.beside("open"), world.beside("given"));
@@ -300,7 +300,7 @@ fn privileges_are_not_given_by_an_old_descriptor() {
             rustix::fs::fsetxattr(&old, "security.capability", value, XattrFlags::empty());
         assert_eq!(refused, Err(rustix::io::Errno::STALE));
         assert_eq!(mode(world.at("a")), 0o644);
-        // By any name, it can.
+        // By name, it can.
         for name in ["a", "b"] {
             chmod(world.at(name), 0o4755);
             assert_eq!(mode(world.at("a")), 0o4755);
@@ -313,7 +313,7 @@ fn privileges_are_not_given_by_an_old_descriptor() {
 }
 
 #[test]
-fn what_is_appended_without_a_name_goes_to_the_end() {
+fn appends_without_a_name_go_to_the_end() {
     let put = |world: &mut World| drop(world.put("log", big(b'a')));
     through(put, |world| {
         let target = world.beside("bound");
@@ -323,7 +323,7 @@ fn what_is_appended_without_a_name_goes_to_the_end() {
             let old = left_behind(world, "log");
             drop(old);
             let append = |path: &Path| OpenOptions::new().append(true).open(path);
-            // Served once the kernel has told that nobody reads the lower file any more.
+            // Served once the kernel has reported that the lower file is no longer read.
             let mut bound = loop {
                 match append(&target) {
                     Err(error) if error.raw_os_error() == Some(116) => {}
@@ -389,10 +389,10 @@ for pause in (0, 0.3):
 }
 
 #[test]
-fn a_store_by_a_mapping_moves_the_times_that_show() {
+fn a_store_through_a_mapping_changes_the_visible_times() {
     through(
         |world| {
-            // In the upper layer already, so that it is open through the kernel at once.
+            // In the upper layer already, so it is open through the kernel at once.
             fs::write(world.upper("above"), big(b'a')).unwrap();
         },
         |world| {
@@ -439,7 +439,7 @@ fn a_program_is_run_or_written_to_and_not_both_at_once() {
         let writer = open_to_write(world.at("written"));
         let refused = run("written").unwrap_err();
         assert_eq!(refused.raw_os_error(), busy);
-        // Also after it was opened to be read, by name.
+        // Also after it was opened for reading, by name.
         fs::read(world.at("written")).unwrap();
         assert_eq!(run("written").unwrap_err().raw_os_error(), busy);
         drop(writer);
@@ -454,7 +454,7 @@ fn a_program_is_run_or_written_to_and_not_both_at_once() {
 }
 
 #[test]
-fn with_a_limit_what_is_above_is_served_by_requests() {
+fn with_a_limit_upper_files_are_served_by_requests() {
     as_root(|world| {
         if !world.pass_through() {
             return;
@@ -467,7 +467,7 @@ fn with_a_limit_what_is_above_is_served_by_requests() {
         open_to_write(world.at("file")).write_all(b"x").unwrap();
         let (_, requests) = world.requests(|world| fs::read(world.at("file")).unwrap());
         assert!(requests.of("Read") > 0, "{requests:?}");
-        // A file that is larger than the limit and has no blocks: stores by a mapping are counted
+        // A file that is larger than the limit and has no blocks: stores through a mapping count
         // like writes.
         let script = r#"
 import errno, mmap, os, sys
@@ -502,8 +502,8 @@ fn locks_of_an_old_descriptor_and_of_a_new_one_do_not_meet() {
         let second = File::open(world.at("file")).unwrap();
         let refused = rustix::fs::flock(&second, FlockOperation::NonBlockingLockExclusive);
         assert_eq!(refused, Err(rustix::io::Errno::WOULDBLOCK));
-        // Wrong, and what the kernel gives: locks are kept by its inodes, and now there are two.
-        // docs/semantics/mounts.md says so.
+        // Wrong, but this is what the kernel offers: it keeps locks by inode, and now there are
+        // two. docs/semantics/mounts.md says so.
         let third = open_to_write(world.at("file"));
         rustix::fs::flock(&third, FlockOperation::NonBlockingLockExclusive).unwrap();
         assert!(first.as_raw_fd() != third.as_raw_fd());

@@ -2,8 +2,8 @@
 
 usage: passthrough_matrix.py UNION LOWER UPPER PLAIN ORIGIN
 
-UNION is mounted; LOWER, UPPER and PLAIN hold the same files, made by `passthrough_matrix.py make DIRECTORY`: each cell has
-one of its own. What programs see must be the same in both, with one exception, which docs/semantics/mounts.md has: a descriptor that
+UNION is mounted; LOWER, UPPER and PLAIN hold the same files, created by `passthrough_matrix.py make DIRECTORY`: each cell has
+its own. What programs see must be the same in both, with one exception, described in docs/semantics/mounts.md: a descriptor that
 the kernel reads from a lower layer keeps that file's bytes. Prints each difference, and at the end how many cells there were.
 """
 
@@ -48,7 +48,7 @@ def make(directory):
 
 
 def attempt(call, *arguments):
-    """Returns what a call returns, or the name of its error."""
+    """Returns the result of a call, or the name of its error."""
     try:
         return call(*arguments)
     except OSError as error:
@@ -100,7 +100,7 @@ def change(kind, way, path, fd):
             return attempt(os.link, "/proc/self/fd/%d" % fd, other)
         return attempt(os.link, path, other)
     if kind == "rename":
-        # Over a name that is there.
+        # Over an existing name.
         open(other, "wb").close()
         return attempt(os.rename, path, other)
     if kind == "setxattr":
@@ -109,7 +109,7 @@ def change(kind, way, path, fd):
 
 
 def observe(cell, path, kept):
-    """Opens the file twice, changes it, and returns all that shows; bytes that an old descriptor may keep go to `kept`."""
+    """Opens the file twice, changes it, and returns everything visible; bytes that an old descriptor may keep go to `kept`."""
     size, first, second, stat, before, kind, way = cell
     seen = {}
     fd = os.open(path, FIRST[first])
@@ -154,7 +154,7 @@ def observe(cell, path, kept):
     seen["first end at last"] = os.lseek(fd, 0, os.SEEK_END)
     seen["second end at last"] = os.lseek(other, 0, os.SEEK_END)
     seen["first stat at last"] = attributes(os.fstat(fd))
-    # By the first descriptor, and seen by name at once.
+    # Through the first descriptor, visible by name at once.
     seen["fchmod"] = attempt(os.fchmod, fd, 0o600)
     for name in names:
         seen["at last " + name[-3:]] = attributes(attempt(os.stat, name))

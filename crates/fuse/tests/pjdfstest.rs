@@ -1,5 +1,4 @@
-//! The POSIX test suite that file systems are measured by, on a mount and on the bare file system
-//! below it.
+//! The standard POSIX file system test suite, on a mount and on the bare file system below it.
 
 mod support;
 
@@ -77,7 +76,7 @@ fn a_mount_passes_pjdfstest_as_the_bare_file_system_does() {
         world.mount();
         let (ours, passed) = failures(&program, &settings, &world.at("suite"));
         eprintln!("passed: {passed_bare} on the bare file system, {passed} on the mount");
-        // Those make the device 0:0, which is a whiteout here.
+        // These create the device 0:0, which is a whiteout here.
         let new: Vec<_> = ours
             .difference(&bare)
             .filter(|name| !name.ends_with("::char"))

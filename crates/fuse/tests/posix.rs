@@ -1,4 +1,4 @@
-//! What POSIX asks of any file system: privileges, modes, ACLs, flags, room.
+//! POSIX requirements for any file system: privileges, modes, ACLs, flags, space.
 
 mod support;
 
@@ -42,7 +42,7 @@ fn as_other(world: &World, script: &str) -> bool {
         .success()
 }
 
-/// Opens the directories above for others. The mount is for others too.
+/// Makes the directories above searchable by others. The mount is for others too.
 fn for_others(world: &mut World) {
     world.option("allow_other");
     let mut dir = world.beside("");
@@ -69,7 +69,7 @@ fn setuid_and_setgid_are_cleared_as_posix_asks() {
         assert_eq!(mode(world.at("written")), 0o777);
         assert!(as_other(world, "truncate -s 3 cut"));
         assert_eq!(mode(world.at("cut")), 0o777);
-        // It means locking there, which is for members of the group.
+        // There it means mandatory locking, which only members of the group may set.
         assert!(as_other(world, "printf x >> not-executable"));
         assert_eq!(mode(world.at("not-executable")), 0o767);
         chown(world.at("given"), Some(3), Some(3)).unwrap();
@@ -80,8 +80,8 @@ fn setuid_and_setgid_are_cleared_as_posix_asks() {
             .unwrap();
         file.write_all(b"x").unwrap();
         drop(file);
-        // Root may keep them; who is root in a user namespace only may not on any file system of
-        // the machine's.
+        // Root may keep them; the root of a user namespace may not on any of the machine's file
+        // systems.
         let kept = match world.is_user {
             true => 0o777,
             false => 0o6777,
@@ -94,8 +94,8 @@ fn setuid_and_setgid_are_cleared_as_posix_asks() {
 }
 
 #[test]
-fn what_is_new_has_the_right_owner_and_mode() {
-    everywhere("what_is_new_has_the_right_owner_and_mode", |world| {
+fn new_files_have_the_right_owner_and_mode() {
+    everywhere("new_files_have_the_right_owner_and_mode", |world| {
         for_others(world);
         fs::create_dir(world.lower("shared")).unwrap();
         chown(world.lower("shared"), Some(0), Some(77)).unwrap();
@@ -113,7 +113,7 @@ fn what_is_new_has_the_right_owner_and_mode() {
             assert_eq!((stat.uid(), stat.gid()), (1000, 77));
             world.remount();
         }
-        // The sticky bit: a stranger may not remove what is another's.
+        // The sticky bit: a stranger may not remove another user's files.
         fs::write(world.at("shared/roots"), "x").unwrap();
         assert!(!as_other(world, "rm -f shared/roots 2>/dev/null"));
         assert!(as_other(world, "rm shared/file"));
@@ -145,51 +145,54 @@ fn supplementary_groups_count() {
 }
 
 #[test]
-fn acls_count_are_inherited_and_survive_a_copy_up() {
-    everywhere("acls_count_are_inherited_and_survive_a_copy_up", |world| {
-        for tool in ["setfacl", "getfacl"] {
-            if Command::new(tool).arg("--version").output().is_err() {
-                untested("ACLs", format!("{tool} is not installed"));
-                return;
+fn acls_are_enforced_inherited_and_survive_a_copy_up() {
+    everywhere(
+        "acls_are_enforced_inherited_and_survive_a_copy_up",
+        |world| {
+            for tool in ["setfacl", "getfacl"] {
+                if Command::new(tool).arg("--version").output().is_err() {
+                    untested("ACLs", format!("{tool} is not installed"));
+                    return;
+                }
             }
-        }
-        for_others(world);
-        world.put("file", "x");
-        fs::create_dir(world.lower("dir")).unwrap();
-        set_mode(world.lower("file"), 0o600);
-        let set = |acl: &str, path: &Path| {
-            let ran = Command::new("setfacl")
-                .args(["-m", acl])
-                .arg(path)
+            for_others(world);
+            world.put("file", "x");
+            fs::create_dir(world.lower("dir")).unwrap();
+            set_mode(world.lower("file"), 0o600);
+            let set = |acl: &str, path: &Path| {
+                let ran = Command::new("setfacl")
+                    .args(["-m", acl])
+                    .arg(path)
+                    .status()
+                    .unwrap();
+                assert!(ran.success());
+            };
+            set("u:1000:rw", &world.lower("file"));
+            set("d:u:1000:rwx,d:g::r-x,d:o::---", &world.lower("dir"));
+            world.mount();
+            assert!(as_other(world, "cat file >/dev/null"));
+            set_mode(world.at("file"), 0o640);
+            assert!(
+                !as_other(world, "printf y 2>/dev/null >> file"),
+                "the mask is r"
+            );
+            set("u:1000:rw", &world.at("file"));
+            assert!(as_other(world, "printf y >> file"));
+            // Inherited, and the umask is not applied.
+            let made = Command::new("sh")
+                .args(["-euc", "umask 077; mkdir dir/sub; echo x > dir/new"])
+                .current_dir(world.at(""))
                 .status()
                 .unwrap();
-            assert!(ran.success());
-        };
-        set("u:1000:rw", &world.lower("file"));
-        set("d:u:1000:rwx,d:g::r-x,d:o::---", &world.lower("dir"));
-        world.mount();
-        assert!(as_other(world, "cat file >/dev/null"));
-        set_mode(world.at("file"), 0o640);
-        assert!(
-            !as_other(world, "printf y 2>/dev/null >> file"),
-            "the mask is r"
-        );
-        set("u:1000:rw", &world.at("file"));
-        assert!(as_other(world, "printf y >> file"));
-        // Inherited, and the umask has no part in it.
-        let made = Command::new("sh")
-            .args(["-euc", "umask 077; mkdir dir/sub; echo x > dir/new"])
-            .current_dir(world.at(""))
-            .status()
-            .unwrap();
-        assert!(made.success());
-        for _ in 0..2 {
-            assert_eq!(mode(world.at("dir/new")), 0o660);
-            assert!(as_other(world, "echo z >> dir/new"));
-            assert!(as_other(world, "echo z > dir/sub/by-other"));
-            world.remount();
-        }
-    });
+            assert!(made.success());
+            for _ in 0..2 {
+                assert_eq!(mode(world.at("dir/new")), 0o660);
+                assert!(as_other(world, "echo z >> dir/new"));
+                assert!(as_other(world, "echo z > dir/sub/by-other"));
+                world.remount();
+            }
+        },
+    );
 }
 
 #[test]
@@ -243,7 +246,7 @@ fn flags_of_chattr_are_kept_and_obeyed() {
 }
 
 #[test]
-fn setgid_of_what_is_made_follows_supplementary_groups() {
+fn setgid_of_new_files_follows_supplementary_groups() {
     as_root(|world| {
         fs::create_dir(world.lower("shared")).unwrap();
         chown(world.lower("shared"), None, Some(2000)).unwrap();
@@ -285,8 +288,8 @@ for name in ("file", "dir"):
     });
 }
 
-/// What docs/decisions/0033 rests on. If the kernel begins to ask, the answer has to be more than
-/// "no such call".
+/// docs/decisions/0033 relies on this. If the kernel starts sending this request, the answer must
+/// be more than "no such call".
 #[test]
 fn syncfs_sends_no_request() {
     as_root(|world| {
@@ -349,7 +352,7 @@ print(refused)
 
 #[test]
 fn project_numbers_are_kept_and_copied_up() {
-    // It keeps them without quotas, too.
+    // Project numbers are kept even without quotas.
     as_root_on(vellum_testkit::FsKind::Xfs, |world| {
         let script = r#"
 import fcntl, os, struct, sys
@@ -569,8 +572,8 @@ fn attributes_are_set_listed_and_removed() {
 }
 
 #[test]
-fn the_room_is_the_upper_s() {
-    everywhere("the_room_is_the_upper_s", |world| {
+fn free_space_is_the_uppers() {
+    everywhere("free_space_is_the_uppers", |world| {
         world.mount();
         let here = rustix::fs::statfs(world.at("")).unwrap();
         let upper = rustix::fs::statfs(world.upper("")).unwrap();

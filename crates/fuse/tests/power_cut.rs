@@ -1,4 +1,5 @@
-//! A machine that stops while files are copied up: what a disk holds at that moment, mounted again.
+//! A machine that stops while files are copied up: what the disk holds at that moment is mounted
+//! again.
 
 mod support;
 
@@ -20,15 +21,15 @@ fn content(file: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Copies what the disk holds now, all at one moment, as if the power had gone: the image lies on a
-/// file system that shares blocks, and no write to it happens meanwhile.
+/// Copies the disk's state at one moment, as if the power had failed: the image lies on a file
+/// system that shares blocks, and nothing writes to it meanwhile.
 fn picture(image: &Path, to: &Path) {
     let image = fs::File::open(image).unwrap();
     let to = fs::File::create(to).unwrap();
     rustix::fs::ioctl_ficlone(&to, &image).unwrap();
 }
 
-/// Mounts a picture, which replays the journal, and looks at each file of the upper.
+/// Mounts a picture, which replays the journal, and checks each file of the upper.
 fn look_at(scratch: &Scratch, kind: FsKind, picture: &Path, number: usize) -> usize {
     let options = match kind {
         // The disk itself is mounted, too.
@@ -59,7 +60,7 @@ fn look_at(scratch: &Scratch, kind: FsKind, picture: &Path, number: usize) -> us
         };
         found += 1;
         let before = content(file);
-        // What was appended was not synced: it may be there, or not, or its size alone.
+        // Appended bytes were not synced: they may be there or not, or only their size.
         assert!(now.len() >= before.len(), "{file}: {} bytes", now.len());
         assert!(now[..before.len()] == before, "{file}: not what was copied");
     }
@@ -100,7 +101,7 @@ fn a_power_cut_leaves_a_copy_whole_or_leaves_none() {
                         .unwrap();
                     open.write_all(b"appended").unwrap();
                     if file % 100 == 50 {
-                        // Commits the journal, with the names of all copies made so far.
+                        // Commits the journal, with the names of all copies so far.
                         open.sync_all().unwrap();
                     }
                 }

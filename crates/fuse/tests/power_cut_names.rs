@@ -1,10 +1,10 @@
 //! A machine that stops right after a directory was synced: what its names lead to, whatever order
 //! the file system keeps.
 //!
-//! Each change is made in a directory of its own, through a union, and then that directory alone is
-//! synced. What the disk holds at that moment is mounted again, with a union on it: it shows what
-//! was before the change or what is after it, never something between. File systems that keep no
-//! order (btrfs) log the names of a synced directory with little of what they lead to.
+//! Each change happens in its own directory, through a union, and then only that directory is
+//! synced. What the disk holds at that moment is mounted again, with a union on it: it shows the
+//! state before the change or after it, never something between. File systems that keep no order
+//! (btrfs) log the names of a synced directory with little of what they lead to.
 
 mod support;
 
@@ -22,18 +22,18 @@ use vellum_testkit::{FsKind, Scratch, needs_root, untested};
 /// What a disk may show of a change once its directory is synced.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shows {
-    /// What was before, or what is after.
+    /// The state before, or after.
     OldOrNew,
-    /// What is after: it is a matter of names.
+    /// The state after: only names matter.
     New,
-    /// As `OldOrNew`, but what was written was not synced: of that a file may have as much as it
-    /// likes, behind so many bytes that it had before.
+    /// As `OldOrNew`, but what was written was not synced: a file may have any part of it after the
+    /// first bytes, which it had before.
     Begins(usize),
 }
 
 type Change = fn(&Path) -> std::io::Result<()>;
 
-/// Every change, with the directory it is made in.
+/// Every change, with the directory it happens in.
 const CHANGES: &[(&str, Shows, Change)] = &[
     ("chmod", Shows::OldOrNew, |d| chmod(&d.join("file"), 0o600)),
     ("chown", Shows::OldOrNew, |d| chown(&d.join("file"))),
@@ -235,7 +235,7 @@ fn fill(dir: &Path) {
     .unwrap();
 }
 
-/// Reads a directory through the union, with what is compared only.
+/// Reads a directory through the union, with only what is compared.
 fn look(dir: &Path) -> Tree {
     let mut tree = Tree::read(dir).unwrap();
     tree.entries.remove(Path::new(""));
@@ -261,7 +261,7 @@ fn wrong(shows: Shows, old: &Tree, new: &Tree, found: &Tree) -> Option<String> {
         let mut list: Vec<_> = all.map(|difference| difference.to_string()).collect();
         for (path, entry) in &found.entries {
             let number = |tree: &Tree| tree.entries.get(path).map(|entry| entry.identity.1);
-            // Links, pipes and devices can't be synced; their number may be another
+            // Links, pipes and devices can't be synced; their number may differ
             // (docs/semantics/mounts.md).
             let kept = matches!(entry.kind, Kind::File | Kind::Directory);
             if kept && number(tree).is_some_and(|number| number != entry.identity.1) {
@@ -277,7 +277,7 @@ fn wrong(shows: Shows, old: &Tree, new: &Tree, found: &Tree) -> Option<String> {
     }
 }
 
-/// Returns what is wrong with the first bytes of what was written to.
+/// Returns what is wrong with the first bytes of a written file.
 fn wrong_bytes(shows: Shows, dir: &Path) -> Option<String> {
     let Shows::Begins(kept) = shows else {
         return None;
@@ -295,7 +295,7 @@ fn wrong_bytes(shows: Shows, dir: &Path) -> Option<String> {
     }
 }
 
-/// What one change left.
+/// What remains after one change.
 struct Cut {
     what: String,
     shows: Shows,
@@ -305,10 +305,10 @@ struct Cut {
     image: PathBuf,
 }
 
-/// Makes every change in a union with these options, and returns what was wrong after the power
-/// cuts, and how many there were.
+/// Makes every change in a union with these options, and returns the errors found after the power
+/// cuts, and how many changes there were.
 ///
-/// `in_upper` says that the directories are in the upper layer before; `apart`, that the lower
+/// `in_upper` says that the directories are in the upper layer beforehand; `apart`, that the lower
 /// layer is on another file system, whose blocks can't be shared.
 fn cut_power(
     kind: FsKind,
@@ -341,7 +341,7 @@ fn cut_power(
     for (number, (what, shows, change)) in CHANGES.iter().enumerate() {
         let dir = world.at(number.to_string());
         let old = look(&dir);
-        // So that nothing from before is in the way.
+        // Gets pending writes out of the way.
         sync(&disk);
         change(&dir).unwrap_or_else(|error| panic!("{what}: {error}"));
         File::open(&dir).unwrap().sync_all().unwrap();
@@ -419,7 +419,7 @@ fn after_every_change(kind: FsKind, options: &[&[&str]]) {
 }
 
 #[test]
-fn names_lead_to_what_was_or_is_after_a_power_cut_where_there_is_no_order() {
+fn names_lead_to_old_or_new_files_after_a_power_cut_without_ordering() {
     after_every_change(
         FsKind::Btrfs,
         &[&[], &["nometacopy"], &["noindex", "blocks=4096"]],
@@ -427,11 +427,11 @@ fn names_lead_to_what_was_or_is_after_a_power_cut_where_there_is_no_order() {
 }
 
 #[test]
-fn names_lead_to_what_was_or_is_after_a_power_cut_on_ext4() {
+fn names_lead_to_old_or_new_files_after_a_power_cut_on_ext4() {
     after_every_change(FsKind::Ext4, &[&[]]);
 }
 
 #[test]
-fn names_lead_to_what_was_or_is_after_a_power_cut_on_xfs() {
+fn names_lead_to_old_or_new_files_after_a_power_cut_on_xfs() {
     after_every_change(FsKind::Xfs, &[&[]]);
 }

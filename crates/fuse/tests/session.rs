@@ -32,8 +32,8 @@ fn a_mount_answers_when_it_is_reported() {
 }
 
 #[test]
-fn a_mount_that_can_t_be_made_says_why() {
-    everywhere("a_mount_that_can_t_be_made_says_why", |world| {
+fn a_failed_mount_says_why() {
+    everywhere("a_failed_mount_says_why", |world| {
         fs::remove_dir(world.at("")).unwrap();
         let said = world.try_mount().unwrap_err();
         assert!(said.contains("merged"), "{said}");
@@ -68,7 +68,7 @@ fn unmounting_never_touches_a_later_mount() {
         );
         unmount(&world.at("")).unwrap();
         assert_eq!(names(world.at("")), ["file"], "ours goes on");
-        // Gone from its place while it is in use, and something else is there now.
+        // Detached while it is in use, and another mount is there now.
         let open = File::open(world.at("file")).unwrap();
         rustix::mount::unmount(world.at(""), UnmountFlags::DETACH).unwrap();
         later();
@@ -81,8 +81,8 @@ fn unmounting_never_touches_a_later_mount() {
 }
 
 #[test]
-fn unmounting_waits_for_who_uses_the_union() {
-    everywhere("unmounting_waits_for_who_uses_the_union", |world| {
+fn unmounting_waits_for_users_of_the_union() {
+    everywhere("unmounting_waits_for_users_of_the_union", |world| {
         world.put("file", "content");
         world.mount();
         let mut file = OpenOptions::new()
@@ -166,7 +166,7 @@ fn memory_returns_when_the_kernel_forgets() {
     as_root(|world| {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
         let dirs = if slow { 1000 } else { 30 };
-        // Half of what is promised at most, so that the test is not decided by a page.
+        // At most half of what is promised, so that the test is not decided by a page.
         let allowed_kib = if slow { 16 << 10 } else { 8 << 10 };
         for dir in 0..dirs {
             let path = world.lower(format!("{dir}"));
@@ -180,7 +180,7 @@ fn memory_returns_when_the_kernel_forgets() {
         }
         world.mount();
         let pid = world.server_pid();
-        // Its own memory: the program's text is the page cache's, and in a debug build large.
+        // Its own memory: the program's text is in the page cache, and in a debug build large.
         let own_kib = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let line = status
@@ -201,7 +201,7 @@ fn memory_returns_when_the_kernel_forgets() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(found.stdout.take().unwrap()).lines();
-        // The most it ever was: the kernel may forget already.
+        // The peak: the kernel may be forgetting already.
         let mut between = 0;
         let count = lines
             .enumerate()
@@ -215,8 +215,8 @@ fn memory_returns_when_the_kernel_forgets() {
         assert!(found.wait().unwrap().success());
         between = between.max(own_kib());
         assert!(between > before + ((dirs as u64 * 1000 * 128) >> 10));
-        // The kernel forgets file by file, a directory after what is in it, and the server hears of
-        // it one by one: how long that takes is no matter, where it ends is.
+        // The kernel forgets file by file, a directory after its content, and the server learns of
+        // each separately: how long that takes does not matter, only where it ends.
         let deadline = Instant::now() + Duration::from_secs(600);
         let mut after = between;
         while after > before + allowed_kib && Instant::now() < deadline {
@@ -236,7 +236,7 @@ fn memory_returns_when_the_kernel_forgets() {
 }
 
 #[test]
-fn long_copy_ups_stop_nobody_else() {
+fn long_copy_ups_stop_no_other_request() {
     as_root(|world| {
         // More of them than there are threads at first.
         let writers = std::thread::available_parallelism().unwrap().get().max(2) + 2;
@@ -293,7 +293,7 @@ fn long_copy_ups_stop_nobody_else() {
         if let Some(p99) = times.get(answered * 99 / 100) {
             eprintln!("{answered} names looked up during {writers} copies, p99 {p99:?}");
         }
-        // With every thread in a copy, next to none would have been answered before the copies
+        // With every thread in a copy, almost none would have been answered before the copies
         // ended.
         assert!(
             answered > 20,
@@ -309,8 +309,7 @@ fn a_mount_outlives_each_of_its_workers() {
         world.option("workers=1");
         world.option("nouring");
         world.mount();
-        // Each of these takes its worker a while, so there comes another, and one of the two
-        // leaves.
+        // Each of these takes its worker a while, so another is started, and one of the two leaves.
         for round in 0..1500 {
             let file = File::create(world.at("file")).unwrap();
             (&file).write_all(format!("{round}").as_bytes()).unwrap();
@@ -405,12 +404,13 @@ fn warm_files_need_no_requests() {
             }
         };
         walk(world);
-        // The kernel may forget at any time, and a test beside this one tells it to: one walk
-        // without is enough.
+        // The kernel may forget at any time, and a concurrent test makes it do so: one walk without
+        // is enough.
         let mut seen = Vec::new();
         let quiet = (0..50).any(|_| {
             let (_, requests) = world.requests(walk);
-            // What was read has another access time by now; nothing else is asked again.
+            // Files that were read have another access time by now; nothing else is requested
+            // again.
             let others = requests.total() - requests.of("GetAttr") - requests.of("Statx");
             seen.push(requests);
             others == 0

@@ -1,7 +1,7 @@
 //! A file whose lower layer is slow delays the programs that want this file, and no others.
 //!
 //! The test itself serves the union, so that it can make a layer slow on demand; the programs are
-//! threads of it.
+//! its threads.
 
 #[path = "../../union/tests/stalling/mod.rs"]
 mod stalling;
@@ -135,8 +135,8 @@ fn a_slow_open_delays_no_other_file() {
             let rename = || fs::rename(&from, &to).unwrap();
             soon("a directory that moves", rename, &slow.stall);
             assert_eq!(slow.soon_read("an open elsewhere, then", "d/quick"), b'q');
-            // A second open of the same file waits for what the first one finds: the kernel takes
-            // one backing file.
+            // A second open of the same file waits for the result of the first: the kernel accepts
+            // only one backing file.
             let again = scope.spawn(|| first_byte(&path));
             drop(let_go);
             assert_eq!(opening.join().unwrap(), b's');

@@ -1,5 +1,5 @@
-//! Much at once: eight processes that want the same names and bytes, and directories of very many
-//! names.
+//! High load: eight processes that compete for the same names and bytes, and directories with very
+//! many names.
 
 mod support;
 
@@ -9,7 +9,7 @@ use std::process::Command;
 use support::*;
 use vellum_testkit::Rng;
 
-/// What one of the processes does. Prints what it won.
+/// One of the processes. Prints what it won.
 const STORM: &str = r#"
 import fcntl, os, random, struct, sys
 root, me, seed, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -35,7 +35,7 @@ for round in range(rounds):
         os.mkdir(f"dirs/{n}")
         won["dirs"] += 1
     except FileExistsError: pass
-    # Tokens that wander; whoever comes too late finds nothing.
+    # Tokens that wander; a process that comes too late finds nothing.
     token, to = rng.randrange(40), rng.randrange(4)
     try: os.rename(f"tokens/{rng.randrange(4)}/{token}", f"tokens/{to}/{token}")
     except FileNotFoundError: pass
@@ -44,11 +44,11 @@ for round in range(rounds):
         os.unlink(f"doomed/{rng.randrange(rounds)}")
         won["removed"] += 1
     except FileNotFoundError: pass
-    # Everybody's own numbers in one file that is copied block by block.
+    # Each process's own numbers in one file that is copied block by block.
     at = (rng.randrange(4096) * 8 + me) * 8
     os.pwrite(slots, struct.pack("<Q", me * 1000003 + round + 1), at)
     assert struct.unpack("<Q", os.pread(slots, 8, at))[0] == me * 1000003 + round + 1
-    # A file is replaced whole: who reads it sees one version.
+    # A file is replaced whole: readers see one version.
     with open(f"whole-{me}", "w") as new: new.write(str(me) * 1000)
     os.rename(f"whole-{me}", "whole")
     text = open("whole").read()
@@ -62,7 +62,7 @@ for round in range(rounds):
 print(repr(won))
 "#;
 
-/// What has to be true afterwards.
+/// What must be true afterwards.
 const AFTER: &str = r#"
 import ast, os, struct, sys
 root, rounds = sys.argv[1], int(sys.argv[2])
@@ -141,7 +141,7 @@ fn eight_processes_lose_nothing() {
     });
 }
 
-/// Reads a directory by the C library, goes back to places, removes meanwhile.
+/// Reads a directory through the C library, seeks back, and removes names meanwhile.
 const LIST: &str = r#"
 import ctypes, os, sys
 path, count = sys.argv[1].encode(), int(sys.argv[2])
@@ -187,8 +187,8 @@ assert sorted(again) == sorted(set(names) - gone | {b".", b".."}), len(again)
 "#;
 
 #[test]
-fn very_many_names_have_stable_places() {
-    everywhere("very_many_names_have_stable_places", |world| {
+fn large_directories_have_stable_offsets() {
+    everywhere("large_directories_have_stable_offsets", |world| {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
         let count = if slow { 1_000_000 } else { 8_000 };
         let dir = world.lower("many");

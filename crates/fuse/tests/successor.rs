@@ -1,4 +1,4 @@
-//! A live mount goes from one server process to the next, and whoever uses it notices nothing.
+//! A live mount moves from one server process to the next, and its users notice nothing.
 
 mod support;
 
@@ -25,8 +25,8 @@ fn content(mut file: &File) -> String {
 }
 
 #[test]
-fn a_successor_goes_on_with_a_live_mount() {
-    everywhere("a_successor_goes_on_with_a_live_mount", |world| {
+fn a_successor_takes_over_a_live_mount() {
+    everywhere("a_successor_takes_over_a_live_mount", |world| {
         for name in [
             "lower",
             "gone-lower",
@@ -104,7 +104,7 @@ fn a_successor_goes_on_with_a_live_mount() {
         };
         let (before, open_before) = (numbers(world), open_numbers());
 
-        // Two others go on all the time.
+        // Two others keep running all the time.
         let running = AtomicBool::new(true);
         let count = AtomicU64::new(0);
         std::thread::scope(|scope| {

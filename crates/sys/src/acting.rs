@@ -1,13 +1,13 @@
-//! Making things as somebody else, from the first moment.
+//! Creates things as another user, from the first moment.
 //!
-//! What is created belongs to the thread's file system ids, so a thread that takes a caller's ids
-//! before it makes a file needs no second step, and a crash never leaves a file with the wrong
-//! owner. The capabilities stay: a securebit keeps the kernel from dropping them when the id is not
-//! root's, so the thread may still write where the caller may not; whether the caller may was
-//! decided elsewhere. The file creation mask is the thread's own, too.
+//! New files belong to the thread's file system ids. So a thread that takes a caller's ids before
+//! it creates a file needs no second step, and a crash never leaves a file with the wrong owner.
+//! The capabilities stay: a securebit keeps the kernel from dropping them when the id is not
+//! root's, so the thread may still write where the caller may not. Whether the caller may was
+//! decided elsewhere. The umask is the thread's own, too.
 //!
-//! All of this is per thread. A thread that was ever here has a working directory and a mask of its
-//! own (`unshare(CLONE_FS)`), and the securebit `NO_SETUID_FIXUP`; its children inherit that.
+//! All of this is per thread. A thread that was ever here has its own working directory and umask
+//! (`unshare(CLONE_FS)`), and the securebit `NO_SETUID_FIXUP`; its children inherit that.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -16,12 +16,12 @@ use rustix::io::Errno;
 
 use crate::{Error, Result};
 
-/// Who makes what is made.
+/// The user that creates things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Maker {
-    /// Owner of what is made, as this process's user namespace numbers him.
+    /// Owner of what is created, in this process's user namespace.
     pub uid: u32,
-    /// Group, unless the directory gives its own.
+    /// Group, unless the directory sets its own.
     pub gid: u32,
     /// Bits to leave out of modes, unless the directory has a default ACL.
     pub umask: u32,
@@ -40,28 +40,28 @@ thread_local! {
     static THREAD: Cell<Option<Thread>> = const { Cell::new(None) };
 }
 
-/// While it lives, this thread makes things as somebody else. Don't nest.
+/// While it lives, this thread creates things as another user. Don't nest.
 #[derive(Debug)]
 pub struct Acting {
     uid_changed: bool,
     gid_changed: bool,
-    /// The mask that was in force.
+    /// The umask before.
     umask: Option<u32>,
     /// Ids belong to the thread they were taken in.
     not_send: PhantomData<*const ()>,
 }
 
-/// Returns whether [`act`] would work with these ids here, without taking them: they are this
-/// thread's own, or it has the privilege to take others.
+/// Returns whether [`act`] would work with these ids, without switching to them: they are this
+/// thread's own, or it has the privilege to switch.
 pub fn possible(uid: u32, gid: u32) -> Result<bool> {
     let thread = thread()?;
     Ok(thread.free || (uid, gid) == (thread.own_uid, thread.own_gid))
 }
 
-/// Lets this thread make things as `maker` until the value is dropped.
+/// Lets this thread create things as `maker` until the value is dropped.
 ///
 /// Errors: EPERM without CAP_SETUID, CAP_SETGID or CAP_SETPCAP in this user namespace, or if an id
-/// means nothing in it; then nothing has changed.
+/// is not mapped in it; then nothing has changed.
 pub fn act(maker: Maker) -> Result<Acting> {
     let thread = thread()?;
     let refused = || Error::new("act as another user in", "this thread", Errno::PERM);
@@ -75,8 +75,8 @@ pub fn act(maker: Maker) -> Result<Acting> {
         if !thread.free {
             return Err(refused());
         }
-        // The group first, as with setgid and setuid; on failure what was taken goes back with
-        // `acting`.
+        // The group first, as with setgid and setuid; on failure `acting` restores what was
+        // changed.
         if maker.gid != thread.own_gid {
             acting.gid_changed = true;
             if set_fs_gid(maker.gid) != maker.gid {
@@ -110,21 +110,17 @@ impl Drop for Acting {
     }
 }
 
-/// Learns about this thread and makes its mask its own, once.
+/// Learns about this thread and gives it its own umask, once.
 fn thread() -> Result<Thread> {
     if let Some(thread) = THREAD.get() {
         return Ok(thread);
     }
     // SAFETY: unshare takes a number. CLONE_FS gives this thread a copy of root, working directory
-    // and mask, which no memory refers to; a thread of this process that counts on sharing them is
-    // none of ours (module documentation).
+    // and umask, which no memory refers to; no thread of this process relies on sharing them
+    // (module documentation).
     if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
         let source = std::io::Error::last_os_error();
-        return Err(Error::new(
-            "have a mask of its own in",
-            "this thread",
-            source,
-        ));
+        return Err(Error::new("unshare the umask of", "this thread", source));
     }
     let thread = Thread {
         own_uid: set_fs_uid(u32::MAX),
@@ -135,15 +131,15 @@ fn thread() -> Result<Thread> {
     Ok(thread)
 }
 
-/// Takes a file system user id, and returns the one in force afterwards. All ones changes nothing.
+/// Sets the file system user id, and returns the one in force afterwards. All ones changes nothing.
 fn set_fs_uid(uid: u32) -> u32 {
     if uid != u32::MAX {
         // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not
         // spread this one).
         unsafe { libc::setfsuid(uid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call
-    // has no other way to fail.
+    // SAFETY: as above; an invalid id changes nothing and returns the one in force. The call has no
+    // other way to fail.
     unsafe { libc::setfsuid(u32::MAX) as u32 }
 }
 
@@ -154,12 +150,12 @@ fn set_fs_gid(gid: u32) -> u32 {
         // spread this one).
         unsafe { libc::setfsgid(gid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call
-    // has no other way to fail.
+    // SAFETY: as above; an invalid id changes nothing and returns the one in force. The call has no
+    // other way to fail.
     unsafe { libc::setfsgid(u32::MAX) as u32 }
 }
 
-/// Sets the mask and returns the one before.
+/// Sets the umask and returns the one before.
 fn set_umask(mask: u32) -> u32 {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777)).as_raw_mode()
 }
@@ -194,13 +190,13 @@ mod tests {
 
     use super::*;
 
-    /// In a thread of its own: what it changes stays with it.
+    /// In a separate thread, so that its changes don't spread.
     fn aside(what: impl FnOnce() + Send + 'static) {
         std::thread::spawn(what).join().unwrap();
     }
 
     #[test]
-    fn what_is_made_belongs_to_the_maker_at_once() {
+    fn new_files_belong_to_the_caller_at_once() {
         if !vellum_testkit::needs_root("acting as another user") {
             return;
         }
@@ -253,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_none_is_refused() {
+    fn an_invalid_id_is_refused() {
         aside(|| {
             let maker = Maker {
                 uid: u32::MAX,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::{Error, Result};
 
-/// How the content travelled.
+/// How the content was copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     /// Blocks are shared with the source until one side writes.
@@ -25,18 +25,18 @@ pub enum How {
 /// What a copy did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copied {
-    /// How the content travelled; the least clever way used for any part.
+    /// How the content was copied; the least efficient way used for any part.
     pub how: How,
     /// Size of the source in bytes, holes included.
     pub size_bytes: u64,
-    /// Bytes that were really moved: 0 if cloned.
+    /// Bytes that were actually moved: 0 if cloned.
     pub bytes: u64,
 }
 
 /// Makes `dst`, an empty file open for writing, hold the same bytes and holes as `src`.
 ///
-/// Not durable on return. After an error `dst` holds part of the content. File offsets of both are
-/// left anywhere.
+/// Not durable on return. After an error `dst` holds part of the content. The file offsets of both
+/// are unspecified afterwards.
 pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
     let (src, dst) = (src.as_fd(), dst.as_fd());
     let size_bytes = crate::stat::stat_fd(src)?.size_bytes;
@@ -57,36 +57,36 @@ pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
     copy_apart(src, dst, size_bytes)
 }
 
-/// What became of blocks that were to be shared.
+/// The result of trying to share blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shared {
-    /// The whole content is.
+    /// The whole content is shared.
     Yes,
-    /// This file can't be had so; the copy is empty.
+    /// This file's blocks can't be shared; the copy is empty.
     NotThis,
-    /// No file can, in this place; the copy is empty.
+    /// No file's blocks can be shared here; the copy is empty.
     NotHere,
 }
 
 /// Makes `dst`, an empty file open for writing, share the blocks of `src` until one of the two is
 /// written to.
 ///
-/// File systems share run by run and may fail midway; what came over until then is cut off again.
-/// Errors: that was not possible, and `dst` holds part of `src`.
+/// File systems share run by run and may fail midway; what was shared until then is cut off again.
+/// Errors: cutting it off failed, and `dst` holds part of `src`.
 pub fn share_blocks(src: impl AsFd, dst: impl AsFd) -> Result<Shared> {
     let refused = match rustix::fs::ioctl_ficlone(&dst, &src) {
         Ok(()) => return Ok(Shared::Yes),
         Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => {
             Shared::NotHere
         }
-        // It is locked, swap, or too much for the disk: whoever writes it apart is told.
+        // It is locked, swap, or too much for the disk: an ordinary copy will report which.
         Err(_) => Shared::NotThis,
     };
     rustix::fs::ftruncate(&dst, 0).map_err(|e| Error::at("empty", dst.as_fd(), "", e))?;
     Ok(refused)
 }
 
-/// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the
+/// As [`copy_data`], for callers that already know that blocks can't be shared. `size_bytes` is the
 /// size of `src`.
 pub fn copy_apart(src: impl AsFd, dst: impl AsFd, size_bytes: u64) -> Result<Copied> {
     let (src, dst) = (src.as_fd(), dst.as_fd());
@@ -106,8 +106,8 @@ fn copy_ranges(
         size_bytes,
         bytes: 0,
     };
-    // What fits one block of most file systems has no hole worth asking for: it would be a file of
-    // nothing else.
+    // A file that fits one block of most file systems has no hole worth looking for: it would
+    // consist of nothing else.
     if size_bytes <= ONE_BLOCK_BYTES {
         copy_run(src, dst, 0, size_bytes, &mut copied)?;
         if copied.bytes < size_bytes {
@@ -135,7 +135,8 @@ fn copy_ranges(
     Ok(copied)
 }
 
-/// Copies one run of data. A source that shrinks meanwhile ends the run early and leaves a hole.
+/// Copies one run of data. A source that shrinks during the copy ends the run early and leaves a
+/// hole.
 fn copy_run(
     src: BorrowedFd<'_>,
     dst: BorrowedFd<'_>,
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_border_is_no_obstacle() {
+    fn copies_cross_file_systems() {
         let tmp = tempfile::tempdir().unwrap();
         let Ok(mut dst) = tempfile::tempfile_in("/dev/shm") else {
             return;
@@ -243,7 +244,7 @@ mod tests {
     #[test]
     fn what_was_shared_before_a_failure_is_cut_off() {
         let tmp = tempfile::tempdir().unwrap();
-        // As a file system leaves it that fails midway.
+        // As a file system that fails midway leaves it.
         let halfway = || {
             let mut dst = tempfile::tempfile_in(tmp.path()).unwrap();
             dst.write_all(b"half of it").unwrap();
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_no_work() {
+    fn an_empty_file_copies_nothing() {
         let tmp = tempfile::tempdir().unwrap();
         let src = File::options()
             .create_new(true)

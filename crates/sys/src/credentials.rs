@@ -1,6 +1,6 @@
-//! The rights of a thread that asks for something, as /proc tells them.
+//! The credentials of a thread that sent a request, as /proc shows them.
 //!
-//! For rare questions only: each reads files of /proc. Sound as long as the thread waits for the
+//! For rare questions only: each one reads files of /proc. Sound while the thread waits for its
 //! answer, since then it keeps its number and its rights.
 
 use std::fs;
@@ -24,8 +24,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Returns those of the thread `tid`, as this process numbers threads; `None` if it can't be
-    /// asked about.
+    /// Returns those of the thread `tid`, as numbered in this process's pid namespace; `None` if
+    /// they can't be read.
     pub fn of_thread(tid: u32) -> Option<Credentials> {
         match tid {
             0 => None,
@@ -33,7 +33,7 @@ impl Credentials {
         }
     }
 
-    /// Returns this thread's own, if there is a /proc.
+    /// Returns this thread's own, if /proc is mounted.
     pub fn own() -> Option<Credentials> {
         Credentials::read("thread-self")
     }
@@ -41,7 +41,7 @@ impl Credentials {
     fn read(thread: &str) -> Option<Credentials> {
         let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
         let mut credentials = Credentials::parse(&status)?;
-        // Refused of those with more rights than this process: they are taken to have none.
+        // Refused for threads with more rights than this process: they are assumed to have none.
         let namespace = fs::metadata(format!("/proc/{thread}/ns/user"));
         credentials.in_first_namespace =
             namespace.is_ok_and(|namespace| namespace.ino() == FIRST_USER_NAMESPACE);
@@ -64,8 +64,8 @@ impl Credentials {
         })
     }
 
-    /// Returns whether what it changes keeps setuid and setgid: it has CAP_FSETID, which counts in
-    /// the first user namespace alone.
+    /// Returns whether its changes keep setuid and setgid: it has CAP_FSETID, which counts only in
+    /// the first user namespace.
     pub fn keeps_privileges(&self) -> bool {
         self.in_first_namespace && self.capabilities & FSETID != 0
     }
@@ -76,7 +76,7 @@ impl Credentials {
         self.in_first_namespace && self.capabilities & SYS_ADMIN != 0
     }
 
-    /// Returns whether it may leave setgid to a file of this group that the group may not execute:
+    /// Returns whether it may keep setgid on a file of this group that the group may not execute:
     /// as a member, or by CAP_FSETID.
     pub fn is_in_group(&self, gid: u32) -> bool {
         self.capabilities & FSETID != 0 || self.groups.contains(&gid)

@@ -1,8 +1,7 @@
-//! The bytes of open files: reading and writing at an offset, holes, room, and what makes them
-//! durable.
+//! The bytes of open files: reading and writing at an offset, holes, disk space, and durability.
 //!
-//! Calls are repeated when a signal interrupts them and when a transfer stops half-way, so that a
-//! short count means the end of the file and nothing else.
+//! Calls are repeated when a signal interrupts them and when a transfer stops half-way, so a short
+//! count means the end of the file and nothing else.
 
 use std::os::fd::AsFd;
 
@@ -13,7 +12,7 @@ use crate::{Error, Result};
 
 pub use rustix::fs::FallocateFlags as AllocateFlags;
 
-/// Reads into `buffer` from `offset` on, as much as there is; a shorter count than asked for is the
+/// Reads into `buffer` from `offset`, as much as there is; a shorter count than requested is the
 /// end of the file.
 pub fn read_at(file: impl AsFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let fd = file.as_fd();
@@ -34,7 +33,7 @@ pub fn write_at(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<()> {
     let count = write_some_at(&file, bytes, offset)?;
     match count == bytes.len() {
         true => Ok(()),
-        // The rest again, for the reason why it was not written.
+        // Write the rest again, to learn why it was not written.
         false => {
             let rest = write_some_at(&file, &bytes[count..], offset + count as u64)?;
             match count + rest == bytes.len() {
@@ -62,14 +61,14 @@ pub fn write_some_at(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<usize
     Ok(done)
 }
 
-/// Cuts a file, or lets it grow by a hole.
+/// Truncates a file, or extends it by a hole.
 pub fn truncate(file: impl AsFd, size_bytes: u64) -> Result<()> {
     let fd = file.as_fd();
     rustix::fs::ftruncate(fd, size_bytes)
         .map_err(|errno| Error::at("set the size of", fd, "", errno))
 }
 
-/// Changes the room a file has on disk: see fallocate(2) for what each mode does.
+/// Changes the disk space of a file: see fallocate(2) for what each mode does.
 ///
 /// Errors: EOPNOTSUPP where the file system can't.
 pub fn allocate(file: impl AsFd, flags: AllocateFlags, offset: u64, length: u64) -> Result<()> {
@@ -77,20 +76,20 @@ pub fn allocate(file: impl AsFd, flags: AllocateFlags, offset: u64, length: u64)
     loop {
         match rustix::fs::fallocate(fd, flags, offset, length) {
             Err(Errno::INTR) => {}
-            other => return other.map_err(|errno| Error::at("allocate room in", fd, "", errno)),
+            other => return other.map_err(|errno| Error::at("allocate space in", fd, "", errno)),
         }
     }
 }
 
-/// Makes a hole of `length` bytes; the size stays. Errors: EOPNOTSUPP.
+/// Punches a hole of `length` bytes; the size stays. Errors: EOPNOTSUPP.
 pub fn punch_hole(file: impl AsFd, offset: u64, length: u64) -> Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     allocate(file, flags, offset, length)
 }
 
-/// Returns where data begins at or behind `offset`, or `None` if there is none up to the end.
+/// Returns where data begins at or after `offset`, or `None` if there is none up to the end.
 ///
-/// Where holes are not known, all is data.
+/// Where holes are not known, everything is data.
 pub fn seek_data(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     match rustix::fs::seek(&file, SeekFrom::Data(offset)) {
         Ok(at) => Ok(Some(at)),
@@ -103,8 +102,8 @@ pub fn seek_data(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     }
 }
 
-/// Returns where a hole begins at or behind `offset`; the end of the file is one. `None` if
-/// `offset` is not before it.
+/// Returns where a hole begins at or after `offset`; the end of the file counts as one. `None` if
+/// `offset` is not before the end.
 pub fn seek_hole(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     match rustix::fs::seek(&file, SeekFrom::Hole(offset)) {
         Ok(at) => Ok(Some(at)),
@@ -117,18 +116,16 @@ pub fn seek_hole(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     }
 }
 
-/// Makes a file's bytes durable, and what is needed to find them (fdatasync): its size, not its
-/// times.
+/// Makes a file's bytes durable, and its size, but not its times (fdatasync).
 pub fn sync_data(file: impl AsFd) -> Result<()> {
     let fd = file.as_fd();
     rustix::fs::fdatasync(fd).map_err(|errno| Error::at("sync", fd, "", errno))
 }
 
-/// Lets `to`, an empty file, share all blocks of `from`; false where the file systems can't (then
+/// Makes `to`, an empty file, share all blocks of `from`; false where the file systems can't (then
 /// nothing happened).
 pub fn clone(from: impl AsFd, to: impl AsFd) -> bool {
-    // Whatever the reason, the bytes can still be copied, and that says what is wrong if something
-    // is.
+    // Whatever the reason, the bytes can still be copied, and that reports any real error.
     rustix::fs::ioctl_ficlone(to, from).is_ok()
 }
 

@@ -1,4 +1,4 @@
-//! Everything that a directory has beside its names, in one go.
+//! Copies everything that a directory has besides its names, in one go.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -8,14 +8,13 @@ use crate::rooted::{set_mode_fd, set_owner_fd, set_times_fd};
 use crate::stat::{Stat, stat_fd};
 use crate::xattr::{self, SetMode};
 
-/// Gives an open directory the owner, xattrs, mode and last change of another, whose `stat` and
-/// `xattrs` are given.
+/// Gives an open directory the owner, xattrs, mode and modification time of another, whose `stat`
+/// and `xattrs` are given.
 ///
-/// In the one order in which no step undoes an earlier one: xattrs may be settable by the owner
-/// alone and an ACL changes the mode, a mode may forbid xattrs, and all of these change times. The
-/// owner is not touched where it is right already: some file systems refuse to set any. To be
-/// called when nothing in the directory changes any more. The last access stays; so do xattrs that
-/// `xattrs` doesn't have.
+/// Uses the one order in which no step undoes an earlier one: xattrs may be settable only by the
+/// owner and an ACL changes the mode, a mode may forbid xattrs, and all of these change times. A
+/// correct owner is not set again: some file systems refuse to set any. Call it when nothing in the
+/// directory changes any more. The access time stays, and so do xattrs that `xattrs` doesn't have.
 pub fn dress(
     dir: impl AsFd,
     stat: &Stat,

@@ -1,5 +1,5 @@
-//! Telling one run of the machine, and one mount of a file system, from another: for those who have
-//! to know whether what they wrote and did not sync can have been lost.
+//! Tells one boot of the machine, and one mount of a file system, from another. This shows whether
+//! unsynced writes may have been lost.
 
 use std::os::fd::AsFd;
 
@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::{Error, Result};
 
-/// Returns the kernel's boot id; another after every boot.
+/// Returns the kernel's boot id; it differs after every boot.
 pub fn boot_id() -> Result<[u8; 16]> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read(PATH).map_err(|error| Error::new("read", PATH, error))?;
@@ -23,7 +23,7 @@ pub fn boot_id() -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// Returns the unique id of the mount `fd` was opened through, never given again until the next
+/// Returns the unique id of the mount through which `fd` was opened, never reused until the next
 /// boot; 0 before Linux 6.8.
 pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);

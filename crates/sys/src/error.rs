@@ -1,4 +1,4 @@
-//! The one error of this room: an operation, the path it was about, and what the kernel said.
+//! This crate's one error type: an operation, its path, and what the kernel answered.
 //!
 //! Callers branch on the errno helpers, never on the text.
 
@@ -6,29 +6,29 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-/// What a system call failed at.
+/// An operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {op} {}", path.display())]
 pub struct Error {
-    /// The operation, as a verb phrase that fits behind "cannot".
+    /// The operation, as a verb phrase that fits after "cannot".
     pub op: &'static str,
-    /// The path it was about: absolute where it could be learned, else as the caller gave it.
+    /// The path: absolute where it could be determined, else as the caller gave it.
     pub path: PathBuf,
     /// What the kernel answered.
     #[source]
     pub source: io::Error,
 }
 
-/// The result of everything in this room.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Returns what an error says, then what each of its causes says, without those whose words an
-/// error has as its own.
+/// Returns an error's message, then that of each of its causes, without those whose message the
+/// error repeats.
 pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     for error in std::iter::successors(Some(error), |error| error.source()) {
         let words = error.to_string();
-        // A transparent error shows its cause's words.
+        // A transparent error shows its cause's message.
         if !all.last().is_some_and(|said| said.ends_with(&words)) {
             all.push(words);
         }
@@ -51,8 +51,7 @@ impl Error {
         }
     }
 
-    /// Makes an error about `name` in the directory behind `dir`, whose path is asked of the
-    /// kernel.
+    /// Creates an error about `name` in the directory `dir`, whose path the kernel is asked for.
     pub fn at(
         op: &'static str,
         dir: BorrowedFd<'_>,
@@ -72,7 +71,7 @@ impl Error {
         }
     }
 
-    /// Returns the kind the standard library gives the kernel's answer.
+    /// Returns the standard library's kind for the kernel's answer.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
@@ -87,12 +86,12 @@ impl Error {
         self.errno() == Some(errno.raw_os_error())
     }
 
-    /// True if what was named does not exist (ENOENT).
+    /// True if the path does not exist (ENOENT).
     pub fn is_not_found(&self) -> bool {
         self.kind() == io::ErrorKind::NotFound
     }
 
-    /// True if what was to be made is there already (EEXIST).
+    /// True if the path already exists (EEXIST).
     pub fn is_exists(&self) -> bool {
         self.kind() == io::ErrorKind::AlreadyExists
     }
@@ -122,7 +121,7 @@ impl Error {
         self.is(rustix::io::Errno::XDEV)
     }
 
-    /// True if the kernel refused for want of privilege (EPERM, EACCES).
+    /// True if the kernel refused for lack of privilege (EPERM, EACCES).
     pub fn is_denied(&self) -> bool {
         self.kind() == io::ErrorKind::PermissionDenied
     }

@@ -1,5 +1,4 @@
-//! The flags that `chattr` sets, and those of `fsxattr`: what a file system does with an inode
-//! beyond its mode.
+//! The flags of `chattr` and of `fsxattr`: what a file system does with an inode beyond its mode.
 
 use std::os::fd::AsFd;
 
@@ -8,18 +7,18 @@ use rustix::io::Errno;
 
 use crate::{Error, Result};
 
-/// `FS_IMMUTABLE_FL`: nobody changes it.
+/// `FS_IMMUTABLE_FL`: no process can change it.
 pub const IMMUTABLE: u32 = IFlags::IMMUTABLE.bits();
-/// `FS_APPEND_FL`: it only grows.
+/// `FS_APPEND_FL`: it is append-only.
 pub const APPEND_ONLY: u32 = IFlags::APPEND.bits();
 /// `FS_NODUMP_FL`: backups leave it out.
 pub const NO_DUMP: u32 = IFlags::NODUMP.bits();
-/// `FS_NOATIME_FL`: reading leaves no trace.
+/// `FS_NOATIME_FL`: reading does not change the access time.
 pub const NO_ATIME: u32 = IFlags::NOATIME.bits();
-/// `FS_NOCOW_FL`: written in place where the file system copies on write. Only an empty file takes
-/// it.
+/// `FS_NOCOW_FL`: written in place where the file system copies on write. It can only be set on an
+/// empty file.
 pub const NO_COPY: u32 = 0x0080_0000;
-/// `FS_SYNC_FL`: written through.
+/// `FS_SYNC_FL`: writes are synchronous.
 pub const SYNC: u32 = 0x8;
 
 /// Returns the `FS_*_FL` flags of an open file or directory. Errors: ENOTTY, EOPNOTSUPP where there
@@ -31,10 +30,10 @@ pub fn get(fd: impl AsFd) -> Result<u32> {
         .map_err(|errno| Error::at("read the flags of", fd, "", errno))
 }
 
-/// Sets all flags of an open file or directory: those not given are cleared.
+/// Sets all flags of an open file or directory: flags not given are cleared.
 ///
-/// Errors: EPERM without CAP_LINUX_IMMUTABLE for two of them; EOPNOTSUPP for some or all, by file
-/// system.
+/// Errors: EPERM without CAP_LINUX_IMMUTABLE for two of them; EOPNOTSUPP for some or all, depending
+/// on the file system.
 pub fn set(fd: impl AsFd, flags: u32) -> Result<()> {
     let fd = fd.as_fd();
     let flags = IFlags::from_bits_retain(flags);

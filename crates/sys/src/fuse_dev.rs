@@ -1,7 +1,7 @@
-//! The FUSE device's own calls, and what a process that serves a file system does about its own
-//! memory.
+//! The FUSE device's own calls, and how a process that serves a file system protects itself from
+//! its own writeback.
 //!
-//! What travels over the device is not known here. Numbers from the kernel's
+//! The messages on the device are not interpreted here. Numbers are from the kernel's
 //! `include/uapi/linux/fuse.h`; they are ABI.
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{Error, Result};
 
-/// Where the device is.
+/// The device's path.
 pub const DEVICE: &str = "/dev/fuse";
 
 const IOC_CLONE: libc::c_ulong = 0x8004_e500;
@@ -27,14 +27,14 @@ struct BackingMap {
     padding: u64,
 }
 
-/// Opens the device: a connection that is to be mounted.
+/// Opens the device: a connection to be mounted.
 pub fn open() -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|e| Error::new("open", DEVICE, e))
 }
 
-/// Opens the device once more for the mounted connection behind `session`, with a queue of its own
-/// for what it reads.
+/// Opens the device once more for the mounted connection of `session`, with its own queue of
+/// requests being processed.
 pub fn clone_of(session: impl AsFd) -> Result<OwnedFd> {
     let new = open()?;
     let old = session.as_fd().as_raw_fd() as u32;
@@ -47,8 +47,7 @@ pub fn clone_of(session: impl AsFd) -> Result<OwnedFd> {
     }
 }
 
-/// Registers `file` as something opens on the connection may be answered with, and returns its
-/// number.
+/// Registers `file` as a backing file for opens on the connection, and returns its id.
 ///
 /// The kernel keeps its own reference: `file` may be closed. Errors: EPERM without CAP_SYS_ADMIN in
 /// the first user namespace; ELOOP if the file's own file system is stacked too deep.
@@ -73,7 +72,7 @@ pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
     }
 }
 
-/// Forgets a number that [`open_backing`] returned. Files opened with it go on working.
+/// Drops an id that [`open_backing`] returned. Files opened with it continue to work.
 pub fn close_backing(session: impl AsFd, id: i32) -> Result<()> {
     let id = id as u32;
     // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads one u32 from the pointer, which lives through the
@@ -87,20 +86,19 @@ pub fn close_backing(session: impl AsFd, id: i32) -> Result<()> {
     };
     match done {
         0 => Ok(()),
-        _ => Err(last("forget a backing file at", DEVICE)),
+        _ => Err(last("drop a backing file at", DEVICE)),
     }
 }
 
-/// Tells the kernel that this process (and what it starts) works for the page cache: its own memory
-/// must not wait for its own writes. Errors: EPERM without CAP_SYS_RESOURCE; EINVAL before Linux
-/// 5.6.
+/// Marks this process (and what it starts) as an I/O flusher: its own memory must not wait for its
+/// own writes. Errors: EPERM without CAP_SYS_RESOURCE; EINVAL before Linux 5.6.
 pub fn serve_writeback() -> Result<()> {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: prctl(PR_SET_IO_FLUSHER) takes numbers only; unused arguments must be zero.
     let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     match done {
         0 => Ok(()),
-        _ => Err(last("become a flusher of", "the page cache")),
+        _ => Err(last("become an I/O flusher for", "the page cache")),
     }
 }
 

@@ -1,15 +1,15 @@
-//! Requests of the FUSE device over io_uring: one place for one request at a time, filled and
+//! Requests of the FUSE device over io_uring: one slot for one request at a time, filled and
 //! emptied by one system call.
 //!
 //! A [`FuseRing`] registers itself with one of the kernel's queues (there is one for each
-//! processor); from then on each [`FuseRing::exchange`] hands over the reply to the last request
-//! and sleeps until there is another. A request arrives in pieces (header, fixed part, names and
-//! data); here they are laid one behind the other, as a read of the device gives them, so that
-//! whoever reads them need not know how they came. What travels is not known here. Layouts and
-//! numbers from the kernel's `include/uapi/linux/fuse.h` and `io_uring.h`; they are ABI.
+//! processor). From then on each [`FuseRing::exchange`] sends the reply to the last request and
+//! sleeps until the next. A request arrives in pieces (header, fixed part, names and data); here
+//! they are put one after the other, as a read of the device returns them, so readers need not know
+//! how they came. Messages are not interpreted here. Layouts and numbers are from the kernel's
+//! `include/uapi/linux/fuse.h` and `io_uring.h`; they are ABI.
 //!
-//! Soundness: the kernel writes to the memory behind a ring only inside `io_uring_enter`, called by
-//! the thread that made the ring (`SINGLE_ISSUER` and `DEFER_TASKRUN` promise both), and that call
+//! Soundness: the kernel writes to a ring's memory only inside `io_uring_enter`, called by the
+//! thread that created the ring (`SINGLE_ISSUER` and `DEFER_TASKRUN` promise both), and that call
 //! borrows the ring mutably: no slice of its memory lives across it.
 
 use std::marker::PhantomData;
@@ -36,34 +36,34 @@ const COMMIT_AND_FETCH: u32 = 2;
 /// One submission, of the long form.
 const SQE_BYTES: usize = 128;
 
-/// `struct fuse_uring_req_header`: the header of request or reply, the fixed part, and
-/// `struct fuse_uring_ent_in_out`.
+/// `struct fuse_uring_req_header`: the header of request or reply, the fixed part, and `struct
+/// fuse_uring_ent_in_out`.
 const OP_AT: usize = 128;
 const OP_MAX_BYTES: usize = 128;
 const COMMIT_ID_AT: usize = 256 + 8;
 const PAYLOAD_SIZE_AT: usize = 256 + 16;
 const HEADERS_BYTES: usize = 288;
-/// Two `struct iovec`, behind the headers.
+/// Two `struct iovec`, after the headers.
 const VECTORS_AT: usize = 512;
 /// `struct fuse_in_header`, `struct fuse_out_header`.
 const IN_HEADER_BYTES: usize = 40;
 const OUT_HEADER_BYTES: usize = 16;
 
 const PAGE_BYTES: usize = 4096;
-/// Where names and data arrive, and bodies of replies go from: at a page, with room for headers
-/// before it.
+/// Where names and data arrive, and where bodies of replies are sent from: page-aligned, with space
+/// for headers before it.
 const PAYLOAD_AT: usize = 2 * PAGE_BYTES;
 
-/// What waiting for a request gave.
+/// The result of waiting for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// There is one.
+    /// A request is here.
     Request,
-    /// The file system was unmounted, or the connection cut.
+    /// The file system was unmounted, or the connection was aborted.
     Gone,
 }
 
-/// A place for one request of one queue. It belongs to the thread that made it.
+/// A slot for one request of one queue. It belongs to the thread that created it.
 #[derive(Debug)]
 pub struct FuseRing {
     ring: OwnedFd,
@@ -74,15 +74,15 @@ pub struct FuseRing {
     queues: Mapping,
     submissions: Mapping,
     at: Offsets,
-    /// The request that is here, or `None` before the first: its commit id.
+    /// The commit id of the current request, or `None` before the first.
     current: Option<u64>,
     /// Where the request is, in `memory`.
     request: (usize, usize),
-    /// The ring answers to one thread only.
+    /// Only one thread may use the ring.
     not_send: PhantomData<*const ()>,
 }
 
-/// Where in the mapping of the queues things are.
+/// Offsets in the mapping of the queues.
 #[derive(Debug)]
 struct Offsets {
     sq_head: usize,
@@ -93,12 +93,12 @@ struct Offsets {
     cqes: usize,
 }
 
-/// Returns whether a process like this one may have rings of the kind that is needed.
+/// Returns whether this process may create rings with the required features.
 pub fn is_possible() -> bool {
     setup().is_ok()
 }
 
-/// Returns how many queues the kernel has: as many as processors there may ever be.
+/// Returns how many queues the kernel has: one for every possible processor.
 pub fn queue_count() -> Result<u16> {
     const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
     let read = |error: std::io::Error| Error::new("read", POSSIBLE, error);
@@ -110,7 +110,7 @@ pub fn queue_count() -> Result<u16> {
     Ok(last.saturating_add(1))
 }
 
-/// Where a thread may run: on one processor, or wherever it might when this was made.
+/// Where a thread may run: on one processor, or wherever it could when this was created.
 #[derive(Debug)]
 pub struct Post {
     anywhere: CpuSet,
@@ -119,10 +119,10 @@ pub struct Post {
 }
 
 impl Post {
-    /// Puts this thread on one processor. Errors: EINVAL if the processor is not there or not for
-    /// this process.
+    /// Pins this thread to one processor. Errors: EINVAL if the processor does not exist or this
+    /// process may not use it.
     pub fn on(processor: u16) -> Result<Post> {
-        let failed = |error| Error::new("stay on", "one processor", error);
+        let failed = |error| Error::new("pin a thread to", "one processor", error);
         let processor = usize::from(processor);
         if processor >= CpuSet::MAX_CPU {
             return Err(failed(Errno::INVAL));
@@ -138,8 +138,8 @@ impl Post {
         })
     }
 
-    /// Lets this thread, which made the post, stay or roam. A system call only where that is a
-    /// change.
+    /// Pins or unpins this thread, which must have created the post. Makes a system call only if
+    /// that is a change.
     pub fn stay(&mut self, stays: bool) -> Result<()> {
         if stays == self.stays {
             return Ok(());
@@ -157,11 +157,11 @@ fn setup() -> Result<(OwnedFd, io_uring_params)> {
     params.flags = IoringSetupFlags::SQE128
         | IoringSetupFlags::SINGLE_ISSUER
         | IoringSetupFlags::DEFER_TASKRUN;
-    // SAFETY: no address is passed but that of the parameters, which live through the call.
-    let ring = unsafe { io_uring::io_uring_setup(1, &mut params) }.map_err(io("make"))?;
+    // SAFETY: the only address passed is that of the parameters, which live through the call.
+    let ring = unsafe { io_uring::io_uring_setup(1, &mut params) }.map_err(io("create"))?;
     match params.features.contains(IoringFeatureFlags::SINGLE_MMAP) {
         true => Ok((ring, params)),
-        false => Err(Error::new("make", "a ring", Errno::NOSYS)),
+        false => Err(Error::new("create", "a ring", Errno::NOSYS)),
     }
 }
 
@@ -170,7 +170,7 @@ fn io(op: &'static str) -> impl Fn(Errno) -> Error {
 }
 
 impl FuseRing {
-    /// Makes a place for requests of `queue` on a mounted connection. `payload_bytes` is the most
+    /// Creates a slot for requests of `queue` on a mounted connection. `payload_bytes` is the most
     /// data of one request or reply, as INIT said.
     ///
     /// Nothing arrives before the first [`FuseRing::exchange`].
@@ -225,7 +225,7 @@ impl FuseRing {
         Ok(made)
     }
 
-    /// Hands over the reply to the request that is here, if there is one, and waits for the next.
+    /// Sends the reply to the current request, if there is one, and waits for the next.
     ///
     /// The reply is what [`FuseRing::reply`] or [`FuseRing::reply_in_place`] put.
     pub fn exchange(&mut self) -> Result<Arrived> {
@@ -247,8 +247,8 @@ impl FuseRing {
         }
     }
 
-    /// Returns the request, as a read of the device would give it, and a place for the reply with
-    /// its header, unless the request is in that place.
+    /// Returns the request, as a read of the device would return it, and space for the reply with
+    /// its header, unless the request occupies that space.
     pub fn parts(&mut self) -> (&[u8], Option<&mut [u8]>) {
         let (start, end) = self.request;
         let split = PAYLOAD_AT - OUT_HEADER_BYTES;
@@ -262,7 +262,7 @@ impl FuseRing {
         }
     }
 
-    /// Takes the first `length` bytes of the place that [`FuseRing::parts`] gave as the reply.
+    /// Uses the first `length` bytes of the space that [`FuseRing::parts`] returned as the reply.
     pub fn reply_in_place(&mut self, length: usize) {
         let start = PAYLOAD_AT - OUT_HEADER_BYTES;
         let header: [u8; OUT_HEADER_BYTES] =
@@ -270,8 +270,7 @@ impl FuseRing {
         self.put_header(&header, length - OUT_HEADER_BYTES);
     }
 
-    /// Takes a copy of `bytes`, header and body, as the reply. Longer bodies than there may be are
-    /// cut.
+    /// Uses a copy of `bytes`, header and body, as the reply. A body that is too long is cut.
     pub fn reply(&mut self, bytes: &[u8]) {
         let (header, body) = bytes.split_at(OUT_HEADER_BYTES.min(bytes.len()));
         let length = body.len().min(self.payload_bytes);
@@ -309,7 +308,7 @@ impl FuseRing {
         );
     }
 
-    /// Sends what was submitted and waits for its result.
+    /// Submits and waits for the result.
     fn complete(&mut self) -> Result<i32> {
         loop {
             let head = self.queues.atomic(self.at.sq_head).load(Ordering::Acquire);
@@ -339,16 +338,16 @@ impl FuseRing {
         }
     }
 
-    /// Lays the pieces of a request one behind the other.
+    /// Puts the pieces of a request one after the other.
     fn lay_out(&mut self) -> Result<()> {
         self.current = Some(u64::from_ne_bytes(self.memory.array(COMMIT_ID_AT)));
         let length = self.memory.u32_at(0) as usize;
         let payload = self.memory.u32_at(PAYLOAD_SIZE_AT) as usize;
         let fixed = length.checked_sub(IN_HEADER_BYTES + payload);
         let Some(fixed) = fixed.filter(|&fixed| fixed <= OP_MAX_BYTES) else {
-            return Err(Error::new("understand a request of", DEVICE, Errno::PROTO));
+            return Err(Error::new("parse a request from", DEVICE, Errno::PROTO));
         };
-        // What has no names or data stays clear of the place for the reply.
+        // A request without names or data stays clear of the space for the reply.
         let end = match payload {
             0 => PAYLOAD_AT - OUT_HEADER_BYTES,
             _ => PAYLOAD_AT,
@@ -403,7 +402,8 @@ impl Mapping {
         }
     }
 
-    /// Returns a part of it. Panics if it is none: offsets are this module's own or the kernel's.
+    /// Returns a part of it. Panics if it is out of range: offsets are this module's own or the
+    /// kernel's.
     fn bytes(&mut self, from: usize, length: usize) -> &mut [u8] {
         assert!(from <= self.length && length <= self.length - from);
         // SAFETY: within the mapping, which lives as long as self; borrowed as self is, and the
@@ -430,8 +430,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no borrow of it outlives the value. What the
-        // kernel still knows of it, it looks up by address and finds gone.
+        // SAFETY: the mapping is this value's own, and no borrow of it outlives the value. The
+        // kernel looks up what it still knows of it by address, and finds it gone.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_without_a_connection_is_refused_and_harms_nobody() {
+    fn a_ring_without_a_connection_is_refused_harmlessly() {
         if !is_possible() {
             vellum_testkit::untested("rings", "io_uring_setup is refused here");
             return;

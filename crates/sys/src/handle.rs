@@ -1,7 +1,8 @@
-//! File handles: what a file system calls an inode for good, across renames and remounts.
+//! File handles: a file system's permanent identifiers of inodes, valid across renames and
+//! remounts.
 //!
 //! `name_to_handle_at` needs no privilege; opening by handle does. A handle is compared, stored and
-//! printed, never looked into.
+//! printed, but never interpreted.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use crate::rooted::{Dir, check_name};
 use crate::{Error, Result, own_files};
 
-/// A handle as the file system gives it.
+/// A handle as returned by the file system.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FileHandle {
     /// The file system's own type of handle.
@@ -31,18 +32,18 @@ struct Buffer {
     bytes: [u8; MAX_BYTES],
 }
 
-/// Returns the handle of an open file or directory (an `O_PATH` descriptor will do), or `None` if
-/// its file system has none that fits 128 bytes, or none that lasts: a FUSE file system numbers its
-/// files anew at each mount.
+/// Returns the handle of an open file or directory (an `O_PATH` descriptor will do). `None` if its
+/// file system has no handle of at most 128 bytes, or none that lasts: a FUSE file system renumbers
+/// its files at each mount.
 pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
     ask(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
-/// Returns the handle of `name` in `dir`, not followed; as [`of`] without opening it.
+/// Returns the handle of `name` in `dir`, without opening or following it; otherwise as [`of`].
 pub fn at(dir: &Dir, name: &OsStr) -> Result<Option<FileHandle>> {
     check_name(dir.as_fd(), name)?;
     let path = CString::new(name.as_bytes())
-        .map_err(|_| Error::at("ask for the handle of", dir.as_fd(), name, Errno::INVAL))?;
+        .map_err(|_| Error::at("get the file handle of", dir.as_fd(), name, Errno::INVAL))?;
     match ask(dir.as_fd(), &path, 0) {
         Err(error) if error.is(Errno::ACCESS) => {
             own_files::open_path(Errno::ACCESS, dir.as_fd(), Path::new(name)).map_or(Err(error), of)
@@ -58,9 +59,9 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
         bytes: [0; MAX_BYTES],
     };
     let mut mount = 0;
-    // SAFETY: the path is NUL-terminated; `buffer` begins with the two fields of struct file_handle
-    // and has behind them as many bytes as `handle_bytes` says; the kernel writes no further. All
-    // live through the call.
+    // SAFETY: the path is NUL-terminated; `buffer` begins with the two fields of struct
+    // file_handle, followed by as many bytes as `handle_bytes` says; the kernel writes no further.
+    // All live through the call.
     let done = unsafe {
         libc::name_to_handle_at(
             fd.as_raw_fd(),
@@ -72,7 +73,8 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     };
     if done == 0 {
         const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
-        let fs = rustix::fs::fstatfs(fd).map_err(|e| Error::at("ask about", fd, "", e))?;
+        let fs = rustix::fs::fstatfs(fd)
+            .map_err(|e| Error::at("look at the file system of", fd, "", e))?;
         if fs.f_type as i64 == FUSE_SUPER_MAGIC {
             return Ok(None);
         }
@@ -86,7 +88,7 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     match Errno::from_io_error(&last) {
         Some(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS) => Ok(None),
         errno => Err(Error::at(
-            "ask for the handle of",
+            "get the file handle of",
             fd,
             OsStr::from_bytes(path.to_bytes()),
             errno.unwrap_or(Errno::IO),
@@ -94,10 +96,9 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     }
 }
 
-/// Opens what a handle leads to without using it (`O_PATH`). `mount` is any open file of its file
-/// system.
+/// Opens what a handle refers to as `O_PATH`. `mount` is any open file of its file system.
 ///
-/// Errors: EPERM without CAP_DAC_READ_SEARCH; ESTALE if there is no such inode any more.
+/// Errors: EPERM without CAP_DAC_READ_SEARCH; ESTALE if that inode no longer exists.
 pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     let mount = mount.as_fd();
     let mut buffer = Buffer {
@@ -107,8 +108,8 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     };
     let length = buffer.handle_bytes as usize;
     buffer.bytes[..length].copy_from_slice(&handle.bytes[..length]);
-    // SAFETY: `buffer` begins with the two fields of struct file_handle and has behind them as many
-    // bytes as `handle_bytes` says; the kernel only reads it, and it lives through the call.
+    // SAFETY: `buffer` begins with the two fields of struct file_handle, followed by as many bytes
+    // as `handle_bytes` says; the kernel only reads it, and it lives through the call.
     let fd = unsafe {
         libc::open_by_handle_at(
             mount.as_raw_fd(),
@@ -120,17 +121,17 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
         let source = std::io::Error::last_os_error();
         return Err(Error::at("open by handle on", mount, "", source));
     }
-    // SAFETY: the kernel just returned this descriptor, and nobody else has it.
+    // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Returns the UUID of the file system that holds an open file, or `None` if it has none or does
-/// not tell.
+/// not report it.
 pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     uuid_by_kernel(fd.as_fd()).or_else(|| uuid_by_file_system(fd.as_fd()))
 }
 
-/// The request that is the same for all (Linux 6.9).
+/// The generic request (Linux 6.9).
 fn uuid_by_kernel(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     /// `_IOR(0x15, 0, struct fsuuid2)`.
     const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
@@ -149,8 +150,7 @@ fn uuid_by_kernel(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     (done == 0 && answer.len == 16).then_some(answer.uuid)
 }
 
-/// The requests that file systems have of their own: older kernels have no other, and btrfs answers
-/// no other.
+/// The requests specific to file systems: older kernels have no other, and btrfs answers no other.
 fn uuid_by_file_system(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     match rustix::fs::fstatfs(fd).ok()?.f_type as u64 {
         0xef53 => ext4_uuid(fd),
@@ -175,8 +175,8 @@ fn ext4_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         flags: 0,
         uuid: [0; 16],
     };
-    // SAFETY: the file system is ext4, so the request is its own; it writes as many bytes behind
-    // the two numbers as `len` says, which `answer` has, and which live through the call.
+    // SAFETY: the file system is ext4, so the request is its own; it writes as many bytes after the
+    // two numbers as `len` says, which `answer` has, and which live through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), EXT4_IOC_GETFSUUID, &raw mut answer) };
     (done == 0 && answer.len == 16).then_some(answer.uuid)
 }
@@ -232,9 +232,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_to_ask_for_a_uuid_give_the_same() {
+    fn both_ways_to_read_a_uuid_agree() {
         use vellum_testkit::{FsKind, Scratch, needs_root, untested};
-        if !needs_root("file systems of one's own") {
+        if !needs_root("creating file systems") {
             return;
         }
         let scratch = Scratch::new();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_is_the_inode_s_and_not_the_name_s() {
+    fn a_handle_follows_the_inode_and_not_the_name() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("a");
         let file = std::fs::File::create(&path).unwrap();

@@ -1,11 +1,11 @@
-//! Paths inside a tree somebody else filled, resolved as a process with that tree as its root would
-//! resolve them.
+//! Paths inside an untrusted tree, resolved as a process with that tree as its root would resolve
+//! them.
 //!
-//! Where [`crate::rooted`] refuses symbolic links, this follows them, but an absolute link or any
+//! [`crate::rooted`] refuses symbolic links; this module follows them, but an absolute link or any
 //! number of `..` ends at the tree's root and never outside (`openat2` with `RESOLVE_IN_ROOT |
-//! RESOLVE_NO_MAGICLINKS`). Meant for what a user names: the target of a copy, a container's
-//! `/etc/passwd`. What is found is opened `O_PATH` first, so that neither a fifo blocks nor a
-//! device is woken.
+//! RESOLVE_NO_MAGICLINKS`). It is for paths that a user names: the target of a copy, a container's
+//! `/etc/passwd`. Files are opened `O_PATH` first, so that a fifo does not block and a device's
+//! driver is not called.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -25,19 +25,19 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGIC
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// What happens to a symbolic link that is the path's last component.
+/// What to do with a symbolic link as the path's last component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Last {
-    /// It is followed, inside the root.
+    /// Follow it, inside the root.
     Follow,
-    /// It is what is opened.
+    /// Open the link itself.
     Keep,
 }
 
-/// Opens what is at `path` as a handle (`O_PATH`); `None` if there is nothing.
+/// Opens what is at `path` as a handle (`O_PATH`); `None` if nothing is there.
 ///
-/// A leading slash makes no difference. Errors: ELOOP for too many links, ENOTDIR never (it counts
-/// as nothing).
+/// A leading slash makes no difference. Errors: ELOOP for too many links, never ENOTDIR (it counts
+/// as nothing there).
 pub fn find(root: &Dir, path: &Path, last: Last) -> Result<Option<OwnedFd>> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if last == Last::Keep {
@@ -46,23 +46,23 @@ pub fn find(root: &Dir, path: &Path, last: Last) -> Result<Option<OwnedFd>> {
     open(root, path, flags)
 }
 
-/// Opens the directory at `path`, links followed; `None` if there is none. Errors: ENOTDIR if it is
-/// something else.
+/// Opens the directory at `path`, following links; `None` if nothing is there. Errors: ENOTDIR if
+/// it is not a directory.
 pub fn dir(root: &Dir, path: &Path) -> Result<Option<Dir>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // Found first: a missing component is nothing, but a file in the place of the directory is an
-    // error.
+    // Found first: a missing component means nothing is there, but a file in the directory's place
+    // is an error.
     if find(root, path, Last::Follow)?.is_none() {
         return Ok(None);
     }
     open(root, path, flags)?.map(Dir::from_fd).transpose()
 }
 
-/// Returns where `path` ends, links followed: a path below the root without links, `.` and `..`.
+/// Returns where `path` ends, following links: a path below the root without links, `.` and `..`.
 ///
-/// What is not there counts as a name, so that a path can be resolved before it is made; the target
-/// of a dangling link, for one. Empty for the root itself. Errors: ELOOP for too many links; as
-/// [`find`].
+/// A missing component counts as a name, so that a path can be resolved before it is created, such
+/// as the target of a dangling link. Empty for the root itself. Errors: ELOOP for too many links;
+/// as [`find`].
 pub fn resolve(root: &Dir, path: &Path) -> Result<PathBuf> {
     let mut rest: Vec<OsString> = names(path);
     let mut done = PathBuf::new();
@@ -93,7 +93,7 @@ pub fn resolve(root: &Dir, path: &Path) -> Result<PathBuf> {
     Ok(done)
 }
 
-/// The names in a path, last one first, `..` among them.
+/// The names in a path, last one first, including `..`.
 fn names(path: &Path) -> Vec<OsString> {
     path.components()
         .rev()
@@ -105,7 +105,7 @@ fn names(path: &Path) -> Vec<OsString> {
         .collect()
 }
 
-/// Returns the content of the regular file at `path`, links followed; `None` if there is no such
+/// Returns the content of the regular file at `path`, following links; `None` if there is no such
 /// file.
 ///
 /// Errors: EFBIG if it is longer than `limit_bytes`.
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_resolve_before_anything_is_made() {
+    fn paths_resolve_before_anything_is_created() {
         let scratch = tempfile::tempdir().unwrap();
         let top = scratch.path().join("root");
         std::fs::create_dir_all(top.join("d/sub")).unwrap();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_blocks_nobody() {
+    fn a_fifo_never_blocks() {
         let scratch = tempfile::tempdir().unwrap();
         let root = Dir::open(scratch.path()).unwrap();
         root.mknod("fifo", FileKind::Fifo, 0o600, (0, 0)).unwrap();

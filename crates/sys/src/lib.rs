@@ -1,9 +1,9 @@
-//! The hands: every system call Vellum makes on trees, mounts and namespaces goes through here.
+//! The hands: all of Vellum's system calls on trees, mounts and namespaces go through here.
 //!
-//! This room knows files, directories, attributes, mounts and processes. It must not know what a
-//! layer, a mark, an image or a snapshot is: it decides nothing, it only does what it is told and
-//! says exactly what happened. It is the only room with `unsafe`; each block names the fact that
-//! makes it sound.
+//! This crate knows files, directories, attributes, mounts and processes. It must not know what a
+//! layer, a mark, an image or a snapshot is: it decides nothing, does only what it is asked to, and
+//! reports exactly what happened. It is the only crate with `unsafe`; each block names the fact
+//! that makes it sound.
 //!
 //! Invariants every module keeps:
 //! * names inside a tree are single components given to a directory descriptor and are never
@@ -11,8 +11,7 @@
 //! * longer paths inside a tree are resolved by `openat2` beneath a descriptor, without symbolic
 //!   links;
 //! * every descriptor is close-on-exec;
-//! * an error carries the operation and the path it was about; outcomes a caller expects are
-//!   values.
+//! * an error carries the operation and its path; outcomes a caller expects are values.
 
 pub mod acting;
 pub mod activation;

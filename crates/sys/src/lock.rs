@@ -1,8 +1,8 @@
 //! Advisory locks (flock) that live as long as a value.
 //!
 //! A lock belongs to the open file description: it survives in a child that inherited the
-//! descriptor and goes when the last copy is closed, so a killed process never leaves one behind.
-//! Never lock a file SQLite has open.
+//! descriptor and is released when the last copy is closed, so a killed process never leaves one
+//! behind. Never lock a file SQLite has open.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -21,14 +21,14 @@ pub enum Sharing {
     Exclusive,
 }
 
-/// A held lock; dropping it lets go.
+/// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct Lock {
     fd: OwnedFd,
 }
 
 impl Lock {
-    /// Waits until the lock on `fd`'s file is had.
+    /// Waits until it holds the lock on `fd`'s file.
     pub fn wait(fd: impl Into<OwnedFd>, sharing: Sharing) -> Result<Lock> {
         let fd = fd.into();
         let op = match sharing {
@@ -44,8 +44,8 @@ impl Lock {
         }
     }
 
-    /// Waits at most `patience`; `None` if somebody else had it all that time. Asks every few
-    /// milliseconds, so waiters have no order.
+    /// Waits at most `patience`; `None` if the lock was held elsewhere all that time. Tries every
+    /// few milliseconds, so waiters have no order.
     pub fn wait_at_most(
         fd: impl Into<OwnedFd>,
         sharing: Sharing,
@@ -68,7 +68,7 @@ impl Lock {
         }
     }
 
-    /// Takes the lock if nobody else has it; `None` if somebody has.
+    /// Takes the lock if it is free; `None` if it is held elsewhere.
     pub fn try_now(fd: impl Into<OwnedFd>, sharing: Sharing) -> Result<Option<Lock>> {
         let fd = fd.into();
         Ok(Self::try_fd(&fd, sharing)?.then_some(Lock { fd }))
@@ -88,7 +88,7 @@ impl Lock {
 }
 
 impl Lock {
-    /// Lets go of the lock at once, also in children that have inherited it.
+    /// Releases the lock at once, also in children that have inherited it.
     pub fn release(&self) -> Result<()> {
         rustix::fs::flock(&self.fd, FlockOperation::Unlock)
             .map_err(|e| Error::at("unlock", self.fd.as_fd(), "", e))

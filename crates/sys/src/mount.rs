@@ -1,10 +1,9 @@
-//! Mounting and unmounting: overlays in three ways, binds, moves, and taking things away again.
+//! Mounting and unmounting: overlays by three methods, binds, moves, and unmounting.
 //!
-//! Nothing here chooses: the caller says what to mount, where, and by which [`Method`]; what came
-//! of it is read back from the kernel. It must not know what a layer means or where a store keeps
-//! it.
+//! Nothing here chooses: the caller says what to mount, where, and by which [`Method`]; the result
+//! is read back from the kernel. It must not know what a layer means or where a store keeps it.
 //!
-//! Mounts made here are not shared with other namespaces unless the place they are put on is.
+//! Mounts made here are shared with other namespaces only if the mount they are attached to is.
 
 mod fuse;
 mod overlay;
@@ -30,28 +29,28 @@ pub use overlay::{
 /// What went wrong with a mount.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// More layers than the kernel's overlayfs takes.
-    #[error("{layers} lower layers are more than the {limit} the kernel takes")]
+    /// More layers than the kernel's overlayfs accepts.
+    #[error("{layers} lower layers are more than the {limit} the kernel accepts")]
     TooManyLayers {
-        /// Lower layers asked for.
+        /// Requested lower layers.
         layers: usize,
         /// The kernel's limit.
         limit: usize,
     },
-    /// The options do not fit the one page mount(2) passes.
+    /// The options exceed the page that mount(2) passes.
     #[error(
-        "the mount options for {layers} lower layers take {bytes} bytes and mount(2) passes {limit}; \
-         a kernel from 6.8 on mounts them through fsconfig"
+        "the mount options for {layers} lower layers take {bytes} bytes, but mount(2) passes only \
+         {limit}; Linux 6.8 and newer mount them through fsconfig"
     )]
     OptionsTooLong {
-        /// Lower layers asked for.
+        /// Requested lower layers.
         layers: usize,
         /// Bytes the options would take.
         bytes: usize,
-        /// Bytes there are.
+        /// Bytes available.
         limit: usize,
     },
-    /// The kernel or the method cannot do what was asked.
+    /// The kernel or the method cannot do what was requested.
     #[error("{method} cannot mount this: {why}")]
     Unsupported {
         /// The method's name.
@@ -59,12 +58,12 @@ pub enum MountError {
         /// The reason.
         why: &'static str,
     },
-    /// The kernel said no.
+    /// The kernel refused.
     #[error("the kernel refused {step} for the overlay at {}{}", target.display(), said(log))]
     Refused {
         /// The step that failed, such as `fsconfig lowerdir+=/a` or `mount(2)`.
         step: String,
-        /// Where it was to be mounted.
+        /// The intended mount point.
         target: PathBuf,
         /// What the kernel logged about it, one message each; may be empty.
         log: Vec<String>,
@@ -72,12 +71,12 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// The mount was made without something that was asked for, and was taken down again.
+    /// The mount lacked a requested feature, and was unmounted again.
     #[error("the kernel mounted {} without {feature} (it says {effective})", target.display())]
     FeatureMissing {
-        /// The option asked for, as `name=value`.
+        /// The requested option, as `name=value`.
         feature: String,
-        /// What the kernel made of it.
+        /// The option in effect.
         effective: String,
         /// Where it was mounted.
         target: PathBuf,
@@ -96,7 +95,7 @@ fn said(log: &[String]) -> String {
 }
 
 impl MountError {
-    /// Returns the errno, if the kernel gave one.
+    /// Returns the errno, if the error came from the kernel.
     pub fn errno(&self) -> Option<i32> {
         match self {
             MountError::Refused { source, .. } => source.raw_os_error(),
@@ -105,8 +104,8 @@ impl MountError {
         }
     }
 
-    /// True if the upper or work directory is in use by another mount (EBUSY). Ask
-    /// [`crate::mountinfo::find_overlay_holders`] who it is.
+    /// True if the upper or work directory is in use by another mount (EBUSY).
+    /// [`crate::mountinfo::find_overlay_holders`] finds that mount.
     pub fn is_busy(&self) -> bool {
         self.errno() == Some(Errno::BUSY.raw_os_error())
     }
@@ -121,21 +120,21 @@ impl MountError {
     }
 }
 
-/// Whether an unmount waits for users or goes on without them.
+/// Whether an unmount waits for the mount's users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detach {
     /// Fail with EBUSY while anything uses the mount.
     No,
-    /// Take it out of sight now; it ends when its last user does.
+    /// Detach the mount now; it ends with its last user.
     Yes,
 }
 
-/// How a bind mount is made.
+/// How to make a bind mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BindOptions {
-    /// Refuse writing through it.
+    /// Make it read-only.
     pub read_only: bool,
-    /// Take the mounts beneath the source along.
+    /// Include the mounts beneath the source.
     pub recursive: bool,
     /// Ignore set-user-id bits and file capabilities.
     pub nosuid: bool,
@@ -143,8 +142,8 @@ pub struct BindOptions {
     pub nodev: bool,
 }
 
-/// Shows the directory or file `source` at `target` too. Neither may be a symbolic link in its last
-/// component.
+/// Makes the directory or file `source` visible at `target` too. The last component of neither may
+/// be a symbolic link.
 pub fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(source, flags, Mode::empty())
@@ -152,7 +151,7 @@ pub fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
     bind_fd(&fd, target, options)
 }
 
-/// Shows what `source` refers to at `target` too.
+/// Makes what `source` refers to visible at `target` too.
 pub fn bind_fd(source: impl AsFd, target: &Path, options: BindOptions) -> Result<()> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -180,12 +179,11 @@ pub fn bind_fd(source: impl AsFd, target: &Path, options: BindOptions) -> Result
     attach(&tree, target)
 }
 
-/// Returns `dir` as its own file system has it: what is mounted somewhere inside does not show,
-/// nothing can be written through it, and reading leaves access times alone. An overlay sees its
-/// layers so.
+/// Returns `dir` as its own file system has it: mounts inside don't show, it is read-only, and
+/// reading does not change access times. This is how an overlay sees its layers.
 ///
-/// Errors: EPERM without privilege over mounts; EINVAL if, in a user namespace, something of
-/// another's is mounted inside.
+/// Errors: EPERM without privilege over mounts; EINVAL if, in a user namespace, a mount of another
+/// namespace is inside.
 pub fn without_submounts(dir: &Dir) -> Result<Dir> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -195,7 +193,7 @@ pub fn without_submounts(dir: &Dir) -> Result<Dir> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
     set_attributes(tree.as_fd(), set, libc::MOUNT_ATTR__ATIME, false)
         .map_err(|e| Error::at("restrict the view of", dir.as_fd(), "", e))?;
-    // The mount itself goes when `tree` is closed; what is open in it stays usable, as after a lazy
+    // The mount itself goes when `tree` is closed; files open in it stay usable, as after a lazy
     // unmount.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(&tree, ".", flags, Mode::empty())
@@ -203,7 +201,7 @@ pub fn without_submounts(dir: &Dir) -> Result<Dir> {
     Dir::from_fd(root)
 }
 
-/// Puts a detached mount in its place.
+/// Attaches a detached mount.
 pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<()> {
     rustix::mount::move_mount(
         tree,
@@ -215,21 +213,21 @@ pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<()> {
     .map_err(|e| Error::new("mount on", target, e))
 }
 
-/// Moves a mount to another place. Errors: EINVAL if `from` is no mount point or lies in a shared
+/// Moves a mount to another path. Errors: EINVAL if `from` is not a mount point or lies in a shared
 /// mount.
 pub fn move_to(from: &Path, to: &Path) -> Result<()> {
     rustix::mount::move_mount(CWD, from, CWD, to, MoveMountFlags::empty())
         .map_err(|e| Error::new("move the mount to", to, e))
 }
 
-/// Keeps mounts made beneath `path`, a mount point, from spreading to other namespaces and back.
+/// Keeps mounts made beneath `path`, a mount point, from propagating to other namespaces and back.
 pub fn make_private(path: &Path) -> Result<()> {
     rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE)
         .map_err(|e| Error::new("make private the mount at", path, e))
 }
 
-/// As [`make_private`], for `path` and every mount beneath it. The first thing to do in a mount
-/// namespace of one's own.
+/// As [`make_private`], for `path` and every mount beneath it. The first thing to do in a new mount
+/// namespace.
 pub fn make_private_recursive(path: &Path) -> Result<()> {
     rustix::mount::mount_change(
         path,
@@ -238,7 +236,7 @@ pub fn make_private_recursive(path: &Path) -> Result<()> {
     .map_err(|e| Error::new("make private the mounts beneath", path, e))
 }
 
-/// Takes away the topmost mount at `target`, which is not followed if it is a symbolic link.
+/// Unmounts the topmost mount at `target`, without following a symbolic link.
 ///
 /// Returns false if nothing is mounted there. Errors: EBUSY while in use and `Detach::No`.
 pub fn unmount(target: &Path, detach: Detach) -> Result<bool> {
@@ -253,11 +251,10 @@ pub fn unmount(target: &Path, detach: Detach) -> Result<bool> {
     }
 }
 
-/// Takes away the mount numbered `id` if it is what shows at `target`; false if something else
-/// does.
+/// Unmounts the mount with id `id` if it is the one visible at `target`; false if it is not.
 ///
-/// The mount is opened, its number compared, and the opened mount is the one taken away, so a mount
-/// made over it meanwhile stays. Always detaches, since the descriptor itself is a user.
+/// The mount is opened, its id compared, and exactly that mount is detached, so one mounted over it
+/// in between stays. Always detaches, since the descriptor itself is a user.
 pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::open(target, flags, Mode::empty()) {
@@ -280,12 +277,12 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
 }
 
 /// Detaches every mount at `path` and beneath it, topmost and deepest first; hidden ones go with
-/// those they hang on.
+/// the mounts they are attached to.
 ///
-/// Returns how many were taken away. Mounts others add meanwhile may stay: ask again.
+/// Returns how many were unmounted. Mounts added in between may stay: call it again.
 pub fn unmount_all(path: &Path) -> Result<usize> {
     let mut count = 0;
-    // One pass per stacked mount is enough unless somebody keeps mounting.
+    // One pass for each stacked mount is enough unless another process keeps mounting.
     for _ in 0..64 {
         let table = crate::mountinfo::read()?;
         let mut progress = false;
@@ -302,8 +299,7 @@ pub fn unmount_all(path: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// True if `path` is a mount point in this namespace, by comparing mount numbers with its parent
-/// directory.
+/// True if `path` is a mount point in this namespace. Compares mount ids with its parent directory.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd =
@@ -313,30 +309,30 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
         return Ok(crate::mountinfo::of(&fd)?.is_some_and(|m| m.mount_point == path));
     }
     let above = crate::stat::Stat::at(&fd, Path::new(".."), AtFlags::empty())
-        .map_err(|e| Error::new("look above", path, e))?;
+        .map_err(|e| Error::new("look at the parent of", path, e))?;
     Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
 }
 
-/// False if what is mounted at `path` was served by a process (FUSE) that has ended: every question
-/// is answered with ENOTCONN.
+/// False if the FUSE server of the mount at `path` has ended: then every request fails with
+/// ENOTCONN.
 ///
-/// Waits as long as a living server takes to answer. Errors: all else that keeps the question from
-/// being put.
+/// Waits as long as a living server takes to answer. Errors: anything else that prevents the
+/// request.
 pub fn is_served(path: &Path) -> Result<bool> {
-    // The one question that is never answered out of what the kernel remembers.
+    // The one request that the kernel never answers from its cache.
     match rustix::fs::statfs(path) {
         Ok(_) => Ok(true),
-        // Of the two, the second goes to who asked while the server was ending.
+        // Of the two, the second is for a request sent while the server was ending.
         Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(false),
-        Err(e) => Err(Error::new("ask", path, e)),
+        Err(e) => Err(Error::new("ask the server of", path, e)),
     }
 }
 
-/// Returns whether a kernel overlay of this machine has `dir` for its upper directory.
+/// Returns whether a kernel overlay of this machine uses `dir` as its upper directory.
 ///
-/// Asks by beginning an overlay that can't come to be: its work directory is elsewhere, which the
+/// Finds out by starting an overlay that must fail: its work directory is elsewhere, which the
 /// kernel notices only after it has found the upper free. Nothing in `dir` changes. Errors: EPERM
-/// without CAP_SYS_ADMIN; whatever else kept the question from being put.
+/// without CAP_SYS_ADMIN; anything else that prevents the attempt.
 pub fn overlay_holds(dir: &Dir) -> Result<bool> {
     use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
     let fail = |e: Errno| Error::at("ask the kernel about", dir.as_fd(), "", e);
@@ -353,7 +349,7 @@ pub fn overlay_holds(dir: &Dir) -> Result<bool> {
     }
     match fsconfig_create(&context) {
         Err(Errno::BUSY) => Ok(true),
-        // What the kernel says of such a work directory.
+        // What the kernel answers for such a work directory.
         Err(Errno::INVAL) => Ok(false),
         Err(e) => Err(fail(e)),
         Ok(()) => Err(fail(Errno::INVAL)),
@@ -372,8 +368,8 @@ pub fn filesystem(fs: &str, source: &Path, target: &Path, options: &CStr) -> Res
     .map_err(|e| Error::new("mount on", target, e))
 }
 
-/// Gives a mount the flags that `options` name, as mount(8) spells them, the last word counting;
-/// whatever is no flag stays as it is.
+/// Gives a mount the flags that `options` name, as mount(8) spells them; the last word wins, and
+/// words that are not flags are ignored.
 pub fn remount<'a>(target: &Path, options: impl Iterator<Item = &'a str>) -> Result<()> {
     use rustix::mount::MountFlags;
 

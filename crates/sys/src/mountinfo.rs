@@ -1,21 +1,21 @@
-//! Who is mounted where.
+//! What is mounted where.
 //!
-//! The table is a tree: every mount names its parent mount and the place in it. One place can carry
-//! a stack of mounts, and a mount high up can hide whole branches that are still in the table. So
-//! "is something mounted at this path?" is answered by walking down from the root as a lookup would
-//! ([`Table::chain`]), never by comparing strings alone.
+//! The table is a tree: every mount names its parent mount and its mount point there. Mounts can be
+//! stacked on one mount point, and a mount high up can hide whole branches that are still in the
+//! table. So "is something mounted at this path?" is answered by walking down from the root as a
+//! lookup would ([`Table::chain`]), never by comparing only strings.
 //!
 //! There are two ways to read it, with the same answer. `/proc/PID/mountinfo` (`text`, see
-//! proc_pid_mountinfo(5)) can be had everywhere, and for every process; but the kernel prints each
-//! file system's options with it, which for an overlay are the paths of all its layers, and beside
-//! hundreds of deep overlays that is most of a mount's time. listmount(2) and statmount(2)
-//! (`statmount`, Linux 6.13 for all that is needed here) tell only what is asked for. So [`read`]
-//! and [`of`] ask in the second way and fall back to the first on an older kernel, or where a
-//! seccomp filter refuses the calls; options of a file system are asked for mount by mount
+//! proc_pid_mountinfo(5)) is available everywhere, and for every process. But the kernel prints
+//! each file system's options with it, which for an overlay are the paths of all its layers; with
+//! hundreds of deep overlays, that dominates the time to mount. listmount(2) and statmount(2)
+//! (`statmount`, complete enough since Linux 6.13) return only what is requested. So [`read`] and
+//! [`of`] try the second way and fall back to the first on an older kernel, or where a seccomp
+//! filter refuses the calls. Options of a file system are requested mount by mount
 //! ([`Mount::fs_options`]).
 //!
-//! Paths are bytes. A table is a moment's picture: mounts may come and go the moment after, so act
-//! on it and check again.
+//! Paths are bytes. A table is a snapshot: mounts may come and go right after it, so act on it and
+//! check again.
 
 mod holders;
 mod statmount;
@@ -39,16 +39,16 @@ pub use text::parse;
 /// One mount.
 #[derive(Debug, Clone)]
 pub struct Mount {
-    /// The mount's number; used again after it is gone.
+    /// The mount's id; reused after it is gone.
     pub id: u64,
-    /// The number of the mount it sits on. The parent of what the reader has for its root is not in
-    /// the table, or is the mount itself.
+    /// The id of the mount it is attached to. The parent of the reader's root mount is not in the
+    /// table, or is the mount itself.
     pub parent: u64,
     /// Major and minor number of the file system's device, as in `st_dev`.
     pub dev: (u32, u32),
     /// Which directory of the file system is shown; `/` unless it is a bind mount.
     pub root: PathBuf,
-    /// Where it shows, as seen from the reading process's root.
+    /// Its mount point, as seen from the reading process's root.
     pub mount_point: PathBuf,
     /// Options of this mount (`rw`, `nosuid`, ...), comma-separated.
     pub options: OsString,
@@ -56,11 +56,11 @@ pub struct Mount {
     pub propagation: Vec<OsString>,
     /// File system type, perhaps with a subtype (`fuse.sshfs`).
     pub fs_type: OsString,
-    /// What was given as source.
+    /// The source it was mounted from.
     pub source: OsString,
-    /// The file system itself refuses writing, through whichever mount.
+    /// The file system itself is read-only, through whichever mount.
     pub fs_is_read_only: bool,
-    /// The options of the file system, or how to learn them.
+    /// The options of the file system, or how to get them.
     fs_options: Known,
 }
 
@@ -69,7 +69,7 @@ pub struct Mount {
 enum Known {
     /// Read along with everything else.
     Told(FsOptions),
-    /// The kernel has them, by the mount's own number that is never used again.
+    /// Available from the kernel, by the mount's unique id.
     Ask(u64),
 }
 
@@ -79,7 +79,7 @@ impl Mount {
         self.has_option("ro") || self.fs_is_read_only
     }
 
-    /// True if owners are shown through a mapping of ids.
+    /// True if it is an id-mapped mount.
     pub fn is_id_mapped(&self) -> bool {
         self.has_option("idmapped")
     }
@@ -89,16 +89,16 @@ impl Mount {
         all.any(|option| option == name.as_bytes())
     }
 
-    /// True if changes in this mount's place spread to other mounts and namespaces.
+    /// True if mounts made in this mount propagate to other mounts and namespaces.
     pub fn is_shared(&self) -> bool {
         self.propagation
             .iter()
             .any(|p| p.as_bytes().starts_with(b"shared:"))
     }
 
-    /// Returns the options of the file system as they are now.
+    /// Returns the current options of the file system.
     ///
-    /// Those of an overlay can be long: ask for those only that are needed. Errors: not found if
+    /// Those of an overlay can be long, so ask only for those that are needed. Errors: not found if
     /// the mount is gone.
     pub fn fs_options(&self) -> Result<FsOptions> {
         match &self.fs_options {
@@ -109,19 +109,19 @@ impl Mount {
     }
 }
 
-/// The options of a file system but for `rw` and `ro`, comma-separated, still escaped as the file
+/// The options of a file system except `rw` and `ro`, comma-separated, still escaped as the file
 /// system prints them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FsOptions(OsString);
 
 impl FsOptions {
     /// Returns the value of option `name`, unescaped: `Some("")` if it has no value, `None` if it
-    /// is not there.
+    /// is absent.
     pub fn get(&self, name: &str) -> Option<OsString> {
         self.all(name).next()
     }
 
-    /// Returns every value of option `name`, unescaped, in order (`lowerdir+` comes many times).
+    /// Returns every value of option `name`, unescaped, in order (`lowerdir+` occurs many times).
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = OsString> + 'a {
         self.0
             .as_bytes()
@@ -148,7 +148,7 @@ pub fn read() -> Result<Table> {
 /// Returns the mount that `fd` lies on (an `O_PATH` descriptor will do); `None` if it is not among
 /// those this process sees.
 ///
-/// Costs the same beside any number of mounts, where the kernel is new enough.
+/// On a recent kernel, the cost does not depend on the number of mounts.
 pub fn of(fd: impl AsFd) -> Result<Option<Mount>> {
     let fd = fd.as_fd();
     match statmount::of(fd) {
@@ -157,8 +157,8 @@ pub fn of(fd: impl AsFd) -> Result<Option<Mount>> {
     }
 }
 
-/// Reads the mounts another process sees. Errors: not found if it is gone, denied if it is not ours
-/// to ask.
+/// Reads the mounts another process sees. Errors: not found if it is gone, denied if we may not
+/// ask.
 pub fn read_of(pid: u32) -> Result<Table> {
     text::read_of(pid)
 }

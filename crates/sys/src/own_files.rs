@@ -1,18 +1,18 @@
-//! What the mode of a user's own file keeps from its owner, done by a process that may do it.
+//! Does what the mode of a user's own file denies its owner, through a process that may do it.
 //!
-//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an
-//! attribute of a file of mode 0, and yet may do all of that after a chmod. A server that shows a
+//! An owner can't list a directory of mode 0300, create a name in one of mode 0555 or read an
+//! attribute of a file of mode 0, yet could do all of that after a chmod. A server that shows a
 //! union to a plain user must not do that chmod, neither in a lower layer nor, for a moment, in the
-//! upper one. Root has CAP_DAC_OVERRIDE and needs none, and in a user namespace of their own all
+//! upper one. Root has CAP_DAC_OVERRIDE and needs no chmod, and in their own user namespace all
 //! users have that capability over inodes whose owner and group are theirs (user_namespaces(7)).
 //!
 //! So one small process, the assistant, lives in such a namespace. The first call that fails with
-//! EACCES starts it; it does the call again and hands back what it opened. Nobody gains a right: it
-//! reaches nothing but what its user could reach after a chmod. It is the same program started
+//! EACCES starts it; it repeats the call and returns what it opened. No user gains a right: the
+//! assistant reaches only what its user could reach after a chmod. It is the same program started
 //! again ([`enable`]), which calls [`assist`] at once; it keeps no descriptor but its end of a
-//! socket, and ends with the other end.
+//! socket, and exits when the other end is closed.
 //!
-//! Where plain users may have no user namespaces, what failed stays failed.
+//! Where plain users may not create user namespaces, the failure stands.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -40,13 +40,13 @@ type Done<T> = rustix::io::Result<T>;
 /// The largest message: an attribute's value, its name, and the numbers before them.
 const MESSAGE_MAX_BYTES: usize = 72 * 1024;
 
-/// Most descriptors in one message.
+/// The most descriptors in one message.
 const AT_A_TIME: usize = 2;
 
-/// True from [`enable`] on until it turns out that there can be no assistant.
+/// True from [`enable`] on until the assistant proves unavailable.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// `None` before [`enable`], and when it has turned out that there can be none.
+/// `None` before [`enable`], and once the assistant has proved unavailable.
 static ASSISTANT: Mutex<Option<Assistant>> = Mutex::new(None);
 
 struct Assistant {
@@ -62,16 +62,16 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It ends when the socket is closed; a signal ends it before that, and one that has ended
-        // is only waited for.
+        // It exits when the socket is closed; the signal only ends it sooner, and one that has
+        // already exited is just reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// From now on, what fails for want of permission in this process is tried again by an assistant,
-/// if this process lacks the capability that it would need. `start` makes the command that starts
-/// this program so that it calls [`assist`] at once.
+/// From now on, calls that fail for lack of permission in this process are repeated by an
+/// assistant, if this process lacks the necessary capability. `start` creates the command that
+/// starts this program so that it calls [`assist`] at once.
 pub fn enable(start: fn() -> Command) {
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::DAC_OVERRIDE));
@@ -95,7 +95,7 @@ pub(crate) fn open(errno: Errno, dir: BorrowedFd<'_>, path: &Path, flags: OFlags
     open_beneath(errno, dir, path, flags, ResolveFlags::empty())
 }
 
-/// As [`open`], resolved as `resolve` says.
+/// As [`open`], with the resolve flags `resolve`.
 pub(crate) fn open_beneath(
     errno: Errno,
     dir: BorrowedFd<'_>,
@@ -106,12 +106,12 @@ pub(crate) fn open_beneath(
     let call = Call {
         flags: flags.bits(),
         resolve: resolve.bits(),
-        ..Call::new(What::Open, bytes(path))
+        ..Call::new(Operation::Open, bytes(path))
     };
     again(errno, &[dir], &call).and_then(|answer| answer.fd.ok_or(Errno::ACCESS))
 }
 
-/// Opens `name` in `dir` again after `errno`, without using it.
+/// Opens `name` in `dir` again after `errno`, as `O_PATH`.
 pub(crate) fn open_path(errno: Errno, dir: BorrowedFd<'_>, name: &Path) -> Done<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     open(errno, dir, name, flags)
@@ -119,7 +119,7 @@ pub(crate) fn open_path(errno: Errno, dir: BorrowedFd<'_>, name: &Path) -> Done<
 
 /// Reads an attribute again after `errno`.
 pub(crate) fn get_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<Vec<u8>> {
-    let call = Call::new(What::GetXattr, of_users(errno, attr)?);
+    let call = Call::new(Operation::GetXattr, of_users(errno, attr)?);
     again(errno, &[fd], &call).map(|answer| answer.bytes)
 }
 
@@ -134,19 +134,19 @@ pub(crate) fn set_xattr(
     let call = Call {
         flags: flags.bits(),
         second: value,
-        ..Call::new(What::SetXattr, of_users(errno, attr)?)
+        ..Call::new(Operation::SetXattr, of_users(errno, attr)?)
     };
     again(errno, &[fd], &call).map(drop)
 }
 
 /// Removes an attribute again after `errno`.
 pub(crate) fn remove_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<()> {
-    let call = Call::new(What::RemoveXattr, of_users(errno, attr)?);
+    let call = Call::new(Operation::RemoveXattr, of_users(errno, attr)?);
     again(errno, &[fd], &call).map(drop)
 }
 
-/// Lets only attributes through that the mode protects. Others say who may do what, in numbers that
-/// mean something else over there.
+/// Allows only attributes that the mode protects. Others contain ids or permissions that mean
+/// something else in the assistant's namespace.
 fn of_users(errno: Errno, attr: &OsStr) -> Done<&[u8]> {
     let attr = attr.as_encoded_bytes();
     match attr.starts_with(b"user.") {
@@ -165,12 +165,12 @@ pub(crate) fn rename(
     let call = Call {
         flags: flags.bits(),
         second: bytes(to.1),
-        ..Call::new(What::Rename, bytes(from.1))
+        ..Call::new(Operation::Rename, bytes(from.1))
     };
     again(errno, &[from.0, to.0], &call).map(drop)
 }
 
-/// Makes a hard link again after `errno`. The empty name is the descriptor's own file.
+/// Creates a hard link again after `errno`. The empty name is the descriptor's own file.
 pub(crate) fn link(
     errno: Errno,
     from: (BorrowedFd<'_>, &Path),
@@ -178,7 +178,7 @@ pub(crate) fn link(
 ) -> Done<()> {
     let call = Call {
         second: bytes(to.1),
-        ..Call::new(What::Link, bytes(from.1))
+        ..Call::new(Operation::Link, bytes(from.1))
     };
     again(errno, &[from.0, to.0], &call).map(drop)
 }
@@ -187,15 +187,15 @@ pub(crate) fn link(
 pub(crate) fn unlink(errno: Errno, dir: BorrowedFd<'_>, name: &Path, flags: AtFlags) -> Done<()> {
     let call = Call {
         flags: flags.bits(),
-        ..Call::new(What::Unlink, bytes(name))
+        ..Call::new(Operation::Unlink, bytes(name))
     };
     again(errno, &[dir], &call).map(drop)
 }
 
-/// What the assistant can do. The numbers are between two processes of one program.
+/// What the assistant can do. The numbers are used only between two processes of one program.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-enum What {
+enum Operation {
     Open,
     GetXattr,
     SetXattr,
@@ -205,28 +205,28 @@ enum What {
     Unlink,
 }
 
-impl What {
-    const ALL: [What; 7] = [
-        What::Open,
-        What::GetXattr,
-        What::SetXattr,
-        What::RemoveXattr,
-        What::Rename,
-        What::Link,
-        What::Unlink,
+impl Operation {
+    const ALL: [Operation; 7] = [
+        Operation::Open,
+        Operation::GetXattr,
+        Operation::SetXattr,
+        Operation::RemoveXattr,
+        Operation::Rename,
+        Operation::Link,
+        Operation::Unlink,
     ];
 }
 
-/// What is to be done with the descriptors that go with it: a system call's flags and strings.
+/// A request to the assistant, sent along with descriptors: a system call's flags and strings.
 struct Call<'a> {
-    what: What,
+    operation: Operation,
     flags: u32,
     resolve: u64,
     first: &'a [u8],
     second: &'a [u8],
 }
 
-/// What a call gave.
+/// The result of a call.
 #[derive(Default)]
 struct Answer {
     bytes: Vec<u8>,
@@ -237,9 +237,9 @@ struct Answer {
 const HEAD: usize = 20;
 
 impl<'a> Call<'a> {
-    fn new(what: What, first: &'a [u8]) -> Call<'a> {
+    fn new(operation: Operation, first: &'a [u8]) -> Call<'a> {
         Call {
-            what,
+            operation,
             flags: 0,
             resolve: 0,
             first,
@@ -249,7 +249,7 @@ impl<'a> Call<'a> {
 
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + self.first.len() + self.second.len());
-        for number in [self.what as u32, self.flags, self.first.len() as u32] {
+        for number in [self.operation as u32, self.flags, self.first.len() as u32] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.resolve.to_le_bytes());
@@ -266,7 +266,7 @@ impl<'a> Call<'a> {
         };
         let (first, second) = strings.split_at_checked(number(8)? as usize)?;
         Some(Call {
-            what: *What::ALL.get(number(0)? as usize)?,
+            operation: *Operation::ALL.get(number(0)? as usize)?,
             flags: number(4)?,
             resolve: u64::from_le_bytes(head.get(12..20)?.try_into().ok()?),
             first,
@@ -279,8 +279,8 @@ fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
 }
 
-/// Has a call that failed with `errno` done by the assistant. What is no question of permission, or
-/// can't be asked, stays failed.
+/// Has the assistant repeat a call that failed with `errno`. If permission is not the problem, or
+/// the assistant can't be reached, the error stands.
 fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> {
     if errno != Errno::ACCESS || !ENABLED.load(Ordering::Relaxed) {
         return Err(errno);
@@ -294,7 +294,7 @@ fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> 
         None => match start_assistant(start()) {
             Ok(started) => running.insert(started),
             Err(error) => {
-                tracing::info!(%error, "modes of one's own files stay in the way");
+                tracing::info!(%error, "can't start the assistant for file modes");
                 ENABLED.store(false, Ordering::Relaxed);
                 *slot = None;
                 return Err(errno);
@@ -302,8 +302,8 @@ fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> 
         },
     };
     ask(assistant.socket.as_fd(), fds, call).unwrap_or_else(|broken| {
-        // Somebody has killed it. The next call starts another.
-        tracing::warn!(%broken, "the assistant for one's own files has ended");
+        // It was killed. The next call starts another.
+        tracing::warn!(%broken, "the assistant process for file modes has ended");
         *running = None;
         Err(errno)
     })
@@ -341,7 +341,7 @@ fn start_assistant(mut command: Command) -> Result<Running> {
     }
 }
 
-/// The outer error is that of the conversation, the inner one the call's.
+/// The outer error is the conversation's, the inner one the call's.
 fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Done<Answer>> {
     send(socket, &call.encode(), fds)?;
     let mut buffer = vec![0; MESSAGE_MAX_BYTES];
@@ -358,11 +358,11 @@ fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<
     })
 }
 
-/// Becomes the assistant: leaves the user namespace and does what is asked on standard input until
-/// its other end is closed.
+/// Becomes the assistant: leaves the user namespace and carries out the requests on standard input
+/// until the other end is closed.
 ///
-/// To be called first thing in a program started by what [`enable`] was given, while it has one
-/// thread. Returns only with an error.
+/// Call it first in a program started by the command from [`enable`], while it has one thread.
+/// Returns only with an error.
 pub fn assist() -> Result<Infallible> {
     let here = Path::new("/proc/self");
     let fail = |op: &'static str, e: std::io::Error| Error::new(op, here, e);
@@ -381,11 +381,11 @@ pub fn assist() -> Result<Infallible> {
     write("gid_map", &format!("{gid} {gid} 1\n"))?;
     let stdin = std::io::stdin();
     let socket = stdin.as_fd();
-    send(socket, b"here", &[]).map_err(|e| fail("greet who started", e.into()))?;
+    send(socket, b"here", &[]).map_err(|e| fail("report readiness to the parent of", e.into()))?;
     let mut buffer = vec![0; MESSAGE_MAX_BYTES];
     loop {
-        let (length, fds) =
-            receive(socket, &mut buffer).map_err(|e| fail("hear from who started", e.into()))?;
+        let (length, fds) = receive(socket, &mut buffer)
+            .map_err(|e| fail("receive a request from the parent of", e.into()))?;
         if length == 0 {
             std::process::exit(0);
         }
@@ -400,7 +400,7 @@ pub fn assist() -> Result<Infallible> {
         let mut reply = errno.to_le_bytes().to_vec();
         reply.extend_from_slice(&answer.bytes);
         let fds: Vec<BorrowedFd<'_>> = answer.fd.iter().map(|fd| fd.as_fd()).collect();
-        send(socket, &reply, &fds).map_err(|e| fail("answer who started", e.into()))?;
+        send(socket, &reply, &fds).map_err(|e| fail("answer the parent of", e.into()))?;
     }
 }
 
@@ -410,8 +410,8 @@ fn carry_out(call: &Call<'_>, fds: &[OwnedFd]) -> Done<Answer> {
     let magic = || format!("/proc/self/fd/{}", one.as_raw_fd());
     let &Call { first, second, .. } = call;
     let mut answer = Answer::default();
-    match call.what {
-        What::Open => {
+    match call.operation {
+        Operation::Open => {
             let (flags, mode) = (OFlags::from_bits_retain(call.flags), Mode::empty());
             let resolve = ResolveFlags::from_bits_retain(call.resolve);
             answer.fd = Some(match (first.is_empty(), resolve.is_empty()) {
@@ -420,26 +420,26 @@ fn carry_out(call: &Call<'_>, fds: &[OwnedFd]) -> Done<Answer> {
                 (false, false) => rustix::fs::openat2(one, first, flags, mode, resolve)?,
             });
         }
-        What::GetXattr => {
+        Operation::GetXattr => {
             answer.bytes = vec![0; 64 * 1024];
             let length = rustix::fs::getxattr(magic(), first, &mut answer.bytes)?;
             answer.bytes.truncate(length);
         }
-        What::SetXattr => {
+        Operation::SetXattr => {
             let flags = XattrFlags::from_bits_retain(call.flags);
             rustix::fs::setxattr(magic(), first, second, flags)?;
         }
-        What::RemoveXattr => rustix::fs::removexattr(magic(), first)?,
-        What::Rename => {
+        Operation::RemoveXattr => rustix::fs::removexattr(magic(), first)?,
+        Operation::Rename => {
             let flags = RenameFlags::from_bits_retain(call.flags);
             rustix::fs::renameat_with(one, first, two()?, second, flags)?;
         }
-        What::Link if first.is_empty() => {
+        Operation::Link if first.is_empty() => {
             let follow = AtFlags::SYMLINK_FOLLOW;
             rustix::fs::linkat(CWD, magic(), two()?, second, follow)?;
         }
-        What::Link => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty())?,
-        What::Unlink => {
+        Operation::Link => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty())?,
+        Operation::Unlink => {
             let flags = AtFlags::from_bits_retain(call.flags);
             rustix::fs::unlinkat(one, first, flags)?;
         }
@@ -462,7 +462,7 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Done<()
     }
 }
 
-/// Returns how long the message was, 0 at the end, and the descriptors that came with it.
+/// Returns the length of the message, 0 at the end, and the descriptors that came with it.
 fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Done<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_A_TIME))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -1,17 +1,17 @@
 //! Files and directories of a store, opened as what they must be and as nothing else.
 //!
-//! A store's own paths are trusted only as far as their owner keeps them: a disk that went bad, a
-//! backup put back wrongly or another user may leave a named pipe where a record was, or a symbolic
-//! link where the trash was. Opening the first hangs, deleting through the second empties some
-//! other directory. So every path here is resolved without following a single symbolic link
-//! (`openat2` with `RESOLVE_NO_SYMLINKS`), what is found is looked at before it is opened
-//! (`O_PATH`), and only a regular file or a directory is opened at all: no pipe is waited for and
-//! no device is woken. What is read whole has a limit. See openat2(2), CVE-2019-5736 and its kin.
+//! A store's own paths are trusted only as far as their owner keeps them: a failing disk, a badly
+//! restored backup or another user may leave a named pipe where a record was, or a symbolic link
+//! where the trash was. Opening the first hangs, deleting through the second empties some other
+//! directory. So every path here is resolved without following a single symbolic link (`openat2`
+//! with `RESOLVE_NO_SYMLINKS`), each file is looked at before it is opened (`O_PATH`), and only a
+//! regular file or a directory is opened at all: this never waits for a pipe or calls a device's
+//! driver. A file that is read whole has a size limit. See openat2(2), CVE-2019-5736 and the like.
 //!
-//! Paths are absolute and have no symbolic links in them, as `canonicalize` gives them; a link that
-//! turns up in one later is refused. A path that is reached through links on purpose (below `/run`,
-//! say) is opened with [`Links::InParents`]: then only the last component may not be one. What a
-//! tree holds that was filled by others is none of this module's: see [`crate::rooted`].
+//! Paths are absolute and contain no symbolic links, as `canonicalize` returns them; a link that
+//! appears in one later is refused. A path that is reached through links on purpose (below `/run`,
+//! say) is opened with [`Links::InParents`]: then only the last component must not be one. The
+//! content of untrusted trees is not this module's business: see [`crate::rooted`].
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,16 +26,16 @@ use crate::rooted::{Access, Dir, RenameFlags, reopen_for};
 use crate::stat::{FileKind, Stat, stat_fd};
 use crate::{Error, Result};
 
-/// Which symbolic links a path may have.
+/// Where a path may contain symbolic links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// None.
+    /// Nowhere.
     Nowhere,
-    /// Any but the last component.
+    /// Anywhere but in the last component.
     InParents,
 }
 
-/// What stands where something else must be: the source of the errors that [`wrong_kind`] knows.
+/// A file of the wrong type: the source of the errors that [`wrong_kind`] knows.
 #[derive(Debug, thiserror::Error)]
 #[error("it is {}, not {}", article(*.found), article(*.wanted))]
 struct WrongKind {
@@ -60,8 +60,8 @@ fn article(kind: FileKind) -> &'static str {
 #[error("it is longer than {0} bytes")]
 struct TooLong(u64);
 
-/// True if the error says that something stands where a thing of another kind must be: a pipe or a
-/// link for a file, a file for a directory, a link on the way there, or a file of absurd length.
+/// True if the error says that a file has the wrong type: a pipe or a link for a file, a file for a
+/// directory, a link on the way there, or a file of absurd length.
 pub fn is_wrong_kind(error: &Error) -> bool {
     let own = error
         .source
@@ -70,18 +70,18 @@ pub fn is_wrong_kind(error: &Error) -> bool {
     own || error.is(Errno::LOOP) || error.is(Errno::NOTDIR)
 }
 
-/// The error for something that is not what it must be.
+/// The error for a file of the wrong type.
 pub fn wrong_kind(op: &'static str, path: &Path, found: FileKind, wanted: FileKind) -> Error {
     let source = std::io::Error::other(WrongKind { found, wanted });
     Error::new(op, path, source)
 }
 
-/// Opens whatever is at `path` as a handle (`O_PATH`), and says what it is. A link as the last
+/// Opens whatever is at `path` as a handle (`O_PATH`), and returns its type. A link as the last
 /// component is itself opened.
 fn look(op: &'static str, path: &Path, links: Links) -> Result<(OwnedFd, Stat)> {
     let (dir, name) = match links {
         Links::InParents => (None, path.as_os_str()),
-        // The last component of a path that is resolved without links can't be looked at if it is
+        // With a path that is resolved without links, the last component can't be examined if it is
         // one.
         Links::Nowhere => match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => (Some(parent_dir(op, path, parent)?), name),
@@ -98,11 +98,11 @@ fn look(op: &'static str, path: &Path, links: Links) -> Result<(OwnedFd, Stat)> 
     Ok((found, stat))
 }
 
-/// Opens the directory that `path` lies in, as a handle. Errors speak of `path`.
+/// Opens the directory that contains `path`, as a handle. Errors name `path`.
 fn parent_dir(op: &'static str, path: &Path, parent: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     resolve(parent, flags, ResolveFlags::empty()).map_err(|e| match e {
-        // The kernel says so of any component; the reader wants to know which.
+        // The kernel returns this for any component; the reader wants to know which.
         Errno::LOOP | Errno::NOTDIR => match culprit(parent) {
             Some((at, found)) => wrong_kind(op, at, found, FileKind::Dir),
             None => Error::new(op, path, e),
@@ -133,7 +133,7 @@ fn resolve(path: &Path, flags: OFlags, more: ResolveFlags) -> rustix::io::Result
     Err(Errno::AGAIN)
 }
 
-/// Opens an existing regular file. Neither a link nor a pipe nor a device is opened in its place.
+/// Opens an existing regular file. Never opens a link, pipe or device in its place.
 ///
 /// Errors: those [`is_wrong_kind`] knows; ENOENT.
 pub fn open(path: &Path, access: Access, links: Links) -> Result<File> {
@@ -144,7 +144,7 @@ pub fn open(path: &Path, access: Access, links: Links) -> Result<File> {
     reopen_for(&found, access).map_err(|e| Error::new("open", path, e.source))
 }
 
-/// Opens a regular file, making it with `mode` if nothing is there. Otherwise as [`open`].
+/// Opens a regular file, creating it with `mode` if nothing is there. Otherwise as [`open`].
 pub fn open_or_create(path: &Path, mode: u32, links: Links) -> Result<File> {
     for _ in 0..64 {
         match open(path, Access::ReadWrite, links) {
@@ -152,7 +152,7 @@ pub fn open_or_create(path: &Path, mode: u32, links: Links) -> Result<File> {
             other => return other,
         }
         match create(path, mode, links) {
-            // Somebody else was faster; or it was there, and went in between.
+            // Another process was faster; or the file was there, and was removed in between.
             Err(e) if e.is_exists() => {}
             other => return other,
         }
@@ -160,7 +160,7 @@ pub fn open_or_create(path: &Path, mode: u32, links: Links) -> Result<File> {
     Err(Error::new("create", path, Errno::AGAIN))
 }
 
-/// Makes a regular file that must not be there yet, open for reading and writing. Errors: EEXIST,
+/// Creates a regular file that must not exist yet, open for reading and writing. Errors: EEXIST,
 /// also for a dangling link.
 pub fn create(path: &Path, mode: u32, links: Links) -> Result<File> {
     let (dir, name) = place("create", path, links)?;
@@ -191,7 +191,7 @@ pub fn stat(path: &Path) -> Result<Option<Stat>> {
     }
 }
 
-/// Returns the whole of a regular file of at most `limit_bytes`.
+/// Returns the content of a regular file of at most `limit_bytes`.
 ///
 /// Errors: those [`is_wrong_kind`] knows, also for a file that is longer; ENOENT.
 pub fn read(path: &Path, limit_bytes: u64, links: Links) -> Result<Vec<u8>> {
@@ -207,15 +207,15 @@ pub fn read(path: &Path, limit_bytes: u64, links: Links) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a small file whose loss does no harm over what it held before, making it with `mode` if
-/// need be. Not durable, not atomic.
+/// Overwrites a small file whose loss does no harm, creating it with `mode` if necessary. Not
+/// durable, not atomic.
 pub fn overwrite(path: &Path, bytes: &[u8], mode: u32, links: Links) -> Result<()> {
     let mut file = open_or_create(path, mode, links)?;
     let written = file.set_len(0).and_then(|()| file.write_all(bytes));
     written.map_err(|e| Error::new("write", path, e))
 }
 
-/// Moves `from` to `to`, replacing what is there; a link that is either is itself moved or
+/// Moves `from` to `to`, replacing what is there; if either is a link, the link itself is moved or
 /// replaced.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let (from_dir, from_name) = place("move", from, Links::Nowhere)?;
@@ -225,7 +225,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         .map_err(|e| Error::new("move", from, e.source))
 }
 
-/// Removes a name that is not a directory; a link itself. Returns false if there is none.
+/// Removes a name that is not a directory; a link itself. Returns false if it does not exist.
 pub fn unlink(path: &Path) -> Result<bool> {
     let (dir, name) = match place("remove", path, Links::Nowhere) {
         Ok(found) => found,
@@ -239,7 +239,7 @@ pub fn unlink(path: &Path) -> Result<bool> {
     }
 }
 
-/// Opens the directory that `path` lies in, and returns it with the last component.
+/// Opens the directory that contains `path`, and returns it with the last component.
 pub fn place<'p>(op: &'static str, path: &'p Path, links: Links) -> Result<(Dir, &'p OsStr)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::new(op, path, Errno::INVAL));
@@ -263,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    /// One of each kind of thing beside a file, a directory and links to both.
+    /// One of each file type, and links to the file and the directory.
     fn zoo() -> (tempfile::TempDir, PathBuf) {
         let tmp = tempfile::tempdir().unwrap();
         let top = tmp.path().canonicalize().unwrap();
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_once_and_never_through_a_link() {
+    fn a_file_is_created_once_and_never_through_a_link() {
         let (_tmp, top) = zoo();
         for _ in 0..2 {
             open_or_create(&top.join("lock"), 0o600, Links::Nowhere).unwrap();

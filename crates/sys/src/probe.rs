@@ -1,9 +1,9 @@
 //! What this kernel and a directory can do, found out by trying.
 //!
-//! Version numbers lie (features are ported back, switched off, forbidden by a sandbox), so
-//! everything that can be tried is tried: overlays are built but never attached, files are made in
-//! a directory of our own that is removed again. Nothing stays behind, and nothing but plain values
-//! comes out; what to make of them is the caller's decision.
+//! Version numbers lie (features are backported, switched off, forbidden by a sandbox), so
+//! everything that can be tried is tried: overlays are built but never attached, files are created
+//! in a temporary directory that is removed again. Nothing stays behind, and the result is plain
+//! values; the caller decides what they mean.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -22,9 +22,9 @@ use crate::{Error, Result};
 /// What the running kernel can do, for this process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelFacts {
-    /// As `uname -r` says, for messages only.
+    /// As `uname -r` prints it, for messages only.
     pub release: String,
-    /// True if the overlay file system is there and the new mount API speaks to it.
+    /// True if the overlay file system is available and supports the new mount API.
     pub has_overlay: bool,
     /// Layers one by one as paths (`lowerdir+`).
     pub has_lowerdir_plus: bool,
@@ -36,9 +36,9 @@ pub struct KernelFacts {
     pub default_redirect_dir: bool,
     /// Default of `metacopy` in the overlay module.
     pub default_metacopy: bool,
-    /// Whether redirects are followed although `redirect_dir` is off.
+    /// Whether redirects are followed even if `redirect_dir` is off.
     pub redirect_always_follow: bool,
-    /// True if this process lives in a user namespace that is not the first one.
+    /// True if this process is in a user namespace other than the first one.
     pub in_user_namespace: bool,
     /// True if this process has CAP_SYS_ADMIN in its user namespace.
     pub may_mount: bool,
@@ -52,19 +52,19 @@ pub struct DirFacts {
     pub fs_name: String,
     /// The file system's magic number.
     pub fs_magic: u64,
-    /// Listings say what kind each entry is.
+    /// Listings include each entry's type.
     pub d_type: bool,
     /// `user.*` attributes can be set.
     pub user_xattrs: bool,
     /// `trusted.*` attributes can be set by this process.
     pub trusted_xattrs: bool,
-    /// The character device 0:0, overlayfs's whiteout, can be made by this process.
+    /// The character device 0:0, overlayfs's whiteout, can be created by this process.
     pub whiteouts: bool,
     /// Files can share blocks (`FICLONE`).
     pub reflink: bool,
-    /// Files without a name can be made (`O_TMPFILE`).
+    /// Files without a name can be created (`O_TMPFILE`).
     pub unnamed_files: bool,
-    /// Whether project quotas are kept.
+    /// Whether project quotas are enabled.
     pub project_quota: ProjectQuota,
     /// What the kernel's overlayfs can do with layers here.
     pub overlay: OverlayFacts,
@@ -77,22 +77,22 @@ pub struct OverlayFacts {
     pub trusted: bool,
     /// The same with `user.overlay.*` marks.
     pub userxattr: bool,
-    /// What the kernel said if neither works; empty otherwise.
+    /// The kernel's error if neither works; empty otherwise.
     pub refusal: String,
-    /// A renamed lower directory was seen to leave a redirect.
+    /// Renaming a lower directory left a redirect.
     pub redirect_dir: bool,
-    /// A changed mode was seen to leave a metacopy.
+    /// Changing a mode left a metacopy.
     pub metacopy: bool,
-    /// `index=on` was seen to take effect.
+    /// `index=on` took effect.
     pub index: bool,
     /// `xino=on` is accepted.
     pub xino: bool,
-    /// This directory lies on an overlay itself; most kernels take that as a lower layer only.
+    /// This directory is itself on an overlay; most kernels accept that only as a lower layer.
     pub is_nested: bool,
 }
 
 impl OverlayFacts {
-    /// True if the kernel mounts an overlay here in one way or the other.
+    /// True if the kernel mounts an overlay here with either kind of marks.
     pub fn works(&self) -> bool {
         self.trusted || self.userxattr
     }
@@ -115,8 +115,8 @@ pub fn has_fuse() -> bool {
         .is_ok()
 }
 
-/// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what can't be had
-/// is false.
+/// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what is
+/// unavailable is false.
 pub fn kernel() -> KernelFacts {
     let parameter = |name: &str| {
         std::fs::read(format!("/sys/module/overlay/parameters/{name}"))
@@ -136,15 +136,15 @@ pub fn kernel() -> KernelFacts {
         && let Ok(root) = rustix::fs::open("/", flags, Mode::empty())
     {
         facts.has_overlay = true;
-        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused
-        // at the mount only. Since then a layer without a path is refused at once, and that is told
-        // to who asks alone, not to the kernel's log.
+        // Before Linux 6.5 overlayfs does not parse options here: anything is accepted, and refused
+        // only at the mount. Since then a layer without a path is refused at once, and the reason
+        // goes only to the caller, not to the kernel's log.
         facts.has_lowerdir_plus = rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/")
             .is_ok()
             && rustix::mount::fsconfig_set_flag(&context, "lowerdir+").is_err();
         facts.has_layer_fds = rustix::mount::fsconfig_set_fd(&context, "lowerdir+", &root).is_ok();
     }
-    // The module may only have been loaded by the line above.
+    // The line above may have loaded the module.
     facts.default_index = parameter("index");
     facts.default_redirect_dir = parameter("redirect_dir");
     facts.default_metacopy = parameter("metacopy");
@@ -152,10 +152,9 @@ pub fn kernel() -> KernelFacts {
     facts
 }
 
-/// Finds out what can be done in the directory `path`, by doing it in a directory made in it and
-/// removed again.
+/// Finds out what can be done in the directory `path`, in a temporary directory created in it.
 ///
-/// Takes some milliseconds. Errors: `path` can't be opened, or nothing can be made in it.
+/// Takes some milliseconds. Errors: `path` can't be opened, or nothing can be created in it.
 pub fn directory(path: &Path) -> Result<DirFacts> {
     let dir = Dir::open(path)?;
     let name = format!(".probe-{}", crate::random::hex(16));
@@ -167,10 +166,10 @@ pub fn directory(path: &Path) -> Result<DirFacts> {
     Ok(facts)
 }
 
-/// Tells whether overlayfs's whiteout, the character device 0:0, can be made in `dir`. Tried, and
-/// taken away again.
+/// Returns whether overlayfs's whiteout, the character device 0:0, can be created in `dir`, by
+/// creating and removing one.
 ///
-/// Costs two calls, where [`directory`] tries everything.
+/// Takes two calls, where [`directory`] tries everything.
 pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
     const NAME: &str = "vellum-probe";
     match dir.mknod(NAME, FileKind::Char, 0o600, (0, 0)) {
@@ -186,14 +185,14 @@ pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
     }
 }
 
-/// Says of the directory `path` what can be seen without making anything in it: for a disk that is
-/// full or read-only.
+/// Reports what can be seen of the directory `path` without creating anything in it: for a disk
+/// that is full or read-only.
 ///
-/// What could only be tried counts as not to be had, and `why` says so in the overlay's refusal.
+/// Anything that needs a trial counts as unavailable, and the overlay's refusal contains `why`.
 pub fn directory_untried(path: &Path, why: &Error) -> Result<DirFacts> {
     let dir = Dir::open(path)?;
     let statfs =
-        rustix::fs::fstatfs(&dir).map_err(|e| dir.fail("ask about the file system of", "", e))?;
+        rustix::fs::fstatfs(&dir).map_err(|e| dir.fail("look at the file system of", "", e))?;
     let fs_magic = statfs.f_type as u64 & 0xffff_ffff;
     Ok(DirFacts {
         fs_name: fs_name(fs_magic),
@@ -206,14 +205,14 @@ pub fn directory_untried(path: &Path, why: &Error) -> Result<DirFacts> {
         unnamed_files: false,
         project_quota: crate::quota::state(&dir).unwrap_or(ProjectQuota::Off),
         overlay: OverlayFacts {
-            refusal: format!("nothing can be tried out here: {}", why.source),
+            refusal: format!("overlays can't be tried here: {}", why.source),
             is_nested: fs_magic == OVERLAYFS_MAGIC,
             ..OverlayFacts::default()
         },
     })
 }
 
-/// Returns what a listing says of the first entry that is not the directory itself or its parent.
+/// Returns the listing's type for the first entry that is not the directory itself or its parent.
 fn first_kind(dir: &Dir) -> Result<FileType> {
     let entries = rustix::fs::Dir::read_from(dir).map_err(|e| dir.fail("list", "", e))?;
     for entry in entries {
@@ -226,8 +225,8 @@ fn first_kind(dir: &Dir) -> Result<FileType> {
 }
 
 fn try_out(probe: &Dir) -> Result<DirFacts> {
-    let statfs = rustix::fs::fstatfs(probe)
-        .map_err(|e| probe.fail("ask about the file system of", "", e))?;
+    let statfs =
+        rustix::fs::fstatfs(probe).map_err(|e| probe.fail("look at the file system of", "", e))?;
     // The field's sign and width differ between architectures; the number is 32 bits.
     let fs_magic = statfs.f_type as u64 & 0xffff_ffff;
     let attr =
@@ -283,10 +282,10 @@ fn try_overlays(
     if !trusted_xattrs && !user_xattrs {
         facts.refusal = "extended attributes can't be set here".into();
     }
-    // Without the attributes the kernel mounts all the same, and then has nowhere to put its marks.
+    // Without the attributes the kernel still mounts, and then has nowhere to put its marks.
     if trusted_xattrs {
-        // All at once first: taking an overlay down costs milliseconds, and most file systems can
-        // do everything.
+        // All at once first: unmounting an overlay costs milliseconds, and most file systems can do
+        // everything.
         let all = Trial::new(probe, "all")?;
         match all.mount(&["redirect_dir=on", "metacopy=on", "xino=on", "index=on"]) {
             Ok(merged) => {
@@ -328,7 +327,7 @@ fn try_one_by_one(probe: &Dir, facts: &mut OverlayFacts) -> Result<()> {
     Ok(())
 }
 
-/// The directories of an overlay that is never attached anywhere.
+/// The directories of an overlay that is never attached.
 struct Trial {
     top: Dir,
 }
@@ -347,13 +346,13 @@ impl Trial {
         Ok(Trial { top })
     }
 
-    /// Builds the overlay with options (`name=value` or a flag); gives what the kernel said if it
+    /// Builds the overlay with options (`name=value` or a flag); returns the kernel's message if it
     /// refuses.
     fn mount(&self, options: &[&str]) -> std::result::Result<OwnedFd, String> {
         let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|e| e.to_string())?;
         let build = || -> rustix::io::Result<OwnedFd> {
-            // Taking down an overlay syncs the whole file system below, unless it is volatile.
+            // Unmounting an overlay syncs the whole file system below, unless it is volatile.
             for option in ["volatile"].iter().chain(options) {
                 match option.split_once('=') {
                     Some((name, value)) => {
@@ -362,8 +361,8 @@ impl Trial {
                     None => rustix::mount::fsconfig_set_flag(&context, *option)?,
                 }
             }
-            // Two lowers in one old-fashioned option and paths as short as can be: every kernel
-            // takes that.
+            // Two lowers in one old-style option and the shortest possible paths: every kernel
+            // accepts that.
             let at = |name: &str| format!("/proc/self/fd/{}/{name}", self.top.as_fd().as_raw_fd());
             let lowers = format!("{}:{}", at("lower"), at("base"));
             rustix::mount::fsconfig_set_string(&context, "lowerdir", lowers)?;
@@ -387,13 +386,13 @@ impl Trial {
         })
     }
 
-    /// Where an index can't be had the mount succeeds without it; the directory it is kept in
-    /// tells.
+    /// Where an index is impossible the mount succeeds without it; its directory shows whether it
+    /// exists.
     fn keeps_index(&self) -> bool {
         self.top.open_dir("work/index").is_ok()
     }
 
-    /// Renames a lower directory and changes a lower file's mode through the overlay, and looks at
+    /// Renames a lower directory and changes a lower file's mode through the overlay, and checks
     /// the marks left.
     fn change(&self, merged: OwnedFd, facts: &mut OverlayFacts) -> Result<()> {
         let root = rustix::fs::openat(
@@ -424,16 +423,16 @@ impl Trial {
 
 /// Returns the common name of the file system that holds `path`, by its magic number.
 pub fn fs_name_of(path: &Path) -> Result<String> {
-    let statfs = rustix::fs::statfs(path)
-        .map_err(|e| Error::new("ask about the file system of", path, e))?;
+    let statfs =
+        rustix::fs::statfs(path).map_err(|e| Error::new("look at the file system of", path, e))?;
     Ok(fs_name(statfs.f_type as u64 & 0xffff_ffff))
 }
 
-/// True if several machines may have a file system of that name, as [`fs_name_of`] gives it,
+/// True if several machines may have a file system of that type, named as by [`fs_name_of`],
 /// mounted at once.
 ///
-/// There locks hold among the processes of one machine at best, memory is not shared, and the
-/// kernel's overlay takes no upper directory, because nothing can be renamed and leave a whiteout
+/// On those, locks hold among the processes of one machine at best, memory is not shared, and the
+/// kernel's overlay accepts no upper directory, because nothing can be renamed and leave a whiteout
 /// (RENAME_WHITEOUT) in one step.
 pub fn is_network(fs_name: &str) -> bool {
     ["nfs", "smb", "cifs", "smb2", "ceph", "v9fs", "afs"].contains(&fs_name)

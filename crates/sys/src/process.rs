@@ -1,20 +1,20 @@
 //! What this process may do to a tree, as far as its user and user namespace decide.
 //!
-//! Read once, after the process has entered the namespaces it works in, and passed on as a value:
-//! two readings in one verb could not differ, but each is a call of the system, and a function that
-//! asks by itself can't be tried with another answer.
+//! Read once, after the process has entered the namespaces it works in, and passed on as a value.
+//! Two readings in one command could not differ, but each is a system call, and a function that
+//! reads it by itself can't be tested with another answer.
 
 use vellum_format::Prefix;
 
 use crate::userns;
 
-/// This process, or one that a test thinks of.
+/// This process, or an invented one in a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// The effective user, as numbered in its user namespace.
+    /// The effective user id in its user namespace.
     pub uid: u32,
-    /// Its user namespace is the first, where ids are what they are, and devices and `trusted.*`
-    /// attributes can be had.
+    /// Its user namespace is the first, where ids are not mapped, and devices and `trusted.*`
+    /// attributes are available.
     pub in_first_namespace: bool,
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::rooted::{Dir, RenameFlags};
 use crate::{Error, Result};
 
-/// What temporary names begin with; a sweep may remove old ones.
+/// The prefix of temporary names; a sweep may remove old ones.
 pub const TEMP_PREFIX: &str = ".tmp-";
 
 /// Writes `bytes` to `name` in `dir`, replacing what was there in one step, with exactly `mode`.
@@ -28,7 +28,7 @@ pub fn write_file_atomic(dir: &Dir, name: &OsStr, bytes: &[u8], mode: u32) -> Re
         dir.rename(&temp, dir, name, RenameFlags::empty())
     })();
     if let Err(e) = written {
-        // The first error is the one worth telling; a leftover is swept later.
+        // The first error is the one worth reporting; a leftover is swept later.
         let _ = dir.unlink(&temp);
         return Err(e);
     }
@@ -41,32 +41,32 @@ pub fn sync_file(file: impl AsFd) -> Result<()> {
     rustix::fs::fsync(fd).map_err(|e| Error::at("sync", fd, "", e))
 }
 
-/// What it takes that a file's bytes are on disk before anything that is done to its inode or names
-/// afterwards; with it, whether inodes and names come to disk in the order in which they were
-/// changed. The only place that knows this of file systems.
+/// What is necessary so that a file's bytes reach the disk before any later change to its inode or
+/// names; and, with it, whether inodes and names reach the disk in the order of their changes. The
+/// only place that knows this about file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataOrder {
     /// Nothing: the file system is in memory.
     InMemory,
-    /// The bytes written out: their extents and the size are in the journal then, before what comes
-    /// later. Names and inodes are in that journal, too, in the order of their changes.
+    /// The bytes must be written out: then their extents and the size are in the journal, before
+    /// any later change. Names and inodes are in that journal, too, in the order of their changes.
     WrittenOut,
     /// An fsync, and one for each inode and directory.
     Synced,
 }
 
-/// Returns what it takes on the file system that holds `fd`; an fsync where that is not known.
+/// Returns what the file system that holds `fd` needs; an fsync if that is not known.
 ///
-/// Written out is enough on ext4 with a journal and on xfs: both report the end of writing only
+/// Writing out is enough on ext4 with a journal and on xfs: both report the end of writing only
 /// when size and extents have joined the journal, and flush the disk's own cache before a later
-/// entry counts.
+/// entry is valid.
 pub fn data_order(fd: impl AsFd) -> Result<DataOrder> {
     const EXT4: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
     const TMPFS: u64 = 0x0102_1994;
     let fd = fd.as_fd();
     let found = rustix::fs::fstatfs(fd)
-        .map_err(|e| Error::at("ask for the kind of the file system of", fd, "", e))?;
+        .map_err(|e| Error::at("read the file system type of", fd, "", e))?;
     Ok(match found.f_type as u64 & 0xffff_ffff {
         TMPFS => DataOrder::InMemory,
         XFS => DataOrder::WrittenOut,
@@ -86,14 +86,14 @@ fn has_journal(dev: u64) -> bool {
         return false;
     };
     let task = Path::new("/sys/fs/ext4").join(name).join("journal_task");
-    // The number of the journal's thread, or a word that there is none.
+    // The process id of the journal's thread, or a word that there is none.
     std::fs::read_to_string(task).is_ok_and(|task| task.trim().parse::<u32>().is_ok())
 }
 
-/// Makes sure that a crash of the machine never shows a later change of this file's names or xattrs
-/// without the bytes it has now.
+/// Ensures that a machine crash never shows a later change of this file's names or xattrs without
+/// the bytes it has now.
 ///
-/// Not durable on return, but for [`DataOrder::Synced`]: a crash may undo both.
+/// Not durable on return, except for [`DataOrder::Synced`]: a crash may undo both.
 pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
     let fd = file.as_fd();
     match order {
@@ -103,8 +103,8 @@ pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
             let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
                 | libc::SYNC_FILE_RANGE_WRITE
                 | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and
-            // numbers; no memory is shared.
+            // SAFETY: the call takes numbers and a descriptor, which `file` keeps open for its
+            // duration; no memory is shared.
             match unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) } {
                 0 => Ok(()),
                 _ => {
@@ -116,12 +116,12 @@ pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
     }
 }
 
-/// Makes sure that a crash of the machine never shows a later change of names without this inode as
-/// it is now: its attributes, xattrs and size, and a directory's own names.
+/// Ensures that a machine crash never shows a later change of names without this inode's present
+/// state: its attributes, xattrs and size, and a directory's own names.
 ///
-/// An fsync where no order is known, and nothing elsewhere: what keeps bytes in order
-/// ([`DataOrder`]) has inodes and names in one log. btrfs has not: a directory's fsync brings its
-/// new names to disk, and of the files they lead to neither bytes nor size.
+/// An fsync where no order is known, and nothing elsewhere: file systems that keep bytes in order
+/// ([`DataOrder`]) have inodes and names in one log. btrfs does not: a directory's fsync writes its
+/// new names, but neither bytes nor size of the files they lead to.
 pub fn order_inode(file: impl AsFd, order: DataOrder) -> Result<()> {
     match order {
         DataOrder::InMemory | DataOrder::WrittenOut => Ok(()),
@@ -137,23 +137,23 @@ pub fn sync_dir(dir: &Dir) -> Result<()> {
 /// Makes everything on the file system that holds `fd` durable (syncfs). Errors of earlier
 /// writeback are reported.
 ///
-/// On a FUSE mount the kernel returns at once without asking the server: sync what lies below
+/// On a FUSE mount the kernel returns at once without notifying the server: sync what lies below
 /// instead.
 pub fn sync_fs(fd: impl AsFd) -> Result<()> {
     let fd = fd.as_fd();
     rustix::fs::syncfs(fd).map_err(|e| Error::at("sync the file system of", fd, "", e))
 }
 
-/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk (0: up to its
+/// Asks the kernel to start writing `length` bytes of a file to disk, from `offset` (0: up to its
 /// end), and does not wait for it.
 ///
-/// Promises nothing: it only leaves less to do for the sync that does. So it has no error either;
-/// where a file system can't, or the disk fails, that sync says so.
+/// Promises nothing: it only leaves less work for the actual sync. So it returns no error either;
+/// where a file system can't, or the disk fails, that sync reports it.
 pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
     let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
         return;
     };
-    // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no
+    // SAFETY: the call takes numbers and a descriptor, which `file` keeps open for its duration; no
     // memory is shared.
     unsafe {
         libc::sync_file_range(
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_data_first_depends_on_the_file_system() {
+    fn how_data_is_ordered_depends_on_the_file_system() {
         if !vellum_testkit::needs_root("mounting file systems") {
             return;
         }

@@ -1,9 +1,9 @@
 //! Project quotas: a limit on everything beneath a directory, kept by xfs and ext4 themselves.
 //!
-//! A directory is given a project number which what is made in it inherits; the file system counts
-//! blocks and inodes by that number and refuses more than the limit with EDQUOT (xfs: ENOSPC).
-//! Which numbers are free is the caller's knowledge. Limits are set through `quotactl_fd` (Linux
-//! 5.14), which needs no device node.
+//! A directory has a project number which new files in it inherit. The file system counts blocks
+//! and inodes by that number and refuses more than the limit with EDQUOT (xfs: ENOSPC). The caller
+//! knows which numbers are free. Limits are set through `quotactl_fd` (Linux 5.14), which needs no
+//! device node.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -20,20 +20,20 @@ const Q_XGETQSTATV: u32 = (b'X' as u32) << 8 | 8;
 const QIF_LIMITS: u32 = 1 | 4;
 const XFLAG_PROJINHERIT: u32 = 0x200;
 
-/// How far the file system keeps project quotas.
+/// The state of project quotas on a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProjectQuota {
     /// Counted and enforced.
     Enforced,
     /// Counted, but limits have no effect.
     Counted,
-    /// Not switched on (or the file system has none); the mount option is `prjquota`.
+    /// Off (or the file system has none); the mount option is `prjquota`.
     Off,
-    /// Not ours to ask, as in a user namespace.
+    /// Not permitted to ask, as in a user namespace.
     Denied,
 }
 
-/// What a project uses and may use. A limit of 0 is none.
+/// What a project uses and may use. A limit of 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProjectUsage {
     /// Bytes in use, as the file system counts them.
@@ -80,7 +80,7 @@ struct QuotaStat {
     rest: [u64; 40],
 }
 
-/// Returns whether project quotas are kept on the file system behind `fd`.
+/// Returns the state of project quotas on the file system that holds `fd`.
 pub fn state(fd: impl AsFd) -> Result<ProjectQuota> {
     const ACCOUNTED: u16 = 1 << 4;
     const ENFORCED: u16 = 1 << 5;
@@ -99,7 +99,7 @@ pub fn state(fd: impl AsFd) -> Result<ProjectQuota> {
         Err(Errno::NOSYS | Errno::INVAL | Errno::SRCH | Errno::NOTBLK | Errno::OPNOTSUPP) => {
             Ok(ProjectQuota::Off)
         }
-        Err(e) => Err(Error::at("ask about quotas on", fd, "", e)),
+        Err(e) => Err(Error::at("read the quota state of", fd, "", e)),
     }
 }
 
@@ -111,8 +111,8 @@ pub fn project(fd: impl AsFd) -> Result<u32> {
         .projid)
 }
 
-/// Gives `to` the project number of `from`, and for a directory whether what is made in it inherits
-/// that.
+/// Gives `to` the project number of `from`, and for a directory also whether new files in it
+/// inherit that.
 ///
 /// Does nothing if it is the default project. Errors: EPERM outside the initial user namespace;
 /// ENOTTY, EOPNOTSUPP where there are no projects.
@@ -134,7 +134,8 @@ pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
     carry().map_err(|e| Error::at("set the project of", to, "", e))
 }
 
-/// Gives an open file or directory the project number `id`; what is made in it is as it was before.
+/// Gives an open file or directory the project number `id`; whether new files in it inherit one is
+/// unchanged.
 ///
 /// Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no
 /// projects.
@@ -151,7 +152,7 @@ pub fn give_project(fd: impl AsFd, id: u32) -> Result<()> {
     give().map_err(|e| Error::at("set the project of", fd, "", e))
 }
 
-/// Gives an open directory the project number `id`, which everything made in it from now on
+/// Gives an open directory the project number `id`, which everything created in it from now on
 /// inherits.
 pub fn set_project(fd: impl AsFd, id: u32) -> Result<()> {
     let fd = fd.as_fd();
@@ -167,7 +168,7 @@ pub fn set_project(fd: impl AsFd, id: u32) -> Result<()> {
     set().map_err(|e| Error::at("set the project of", fd, "", e))
 }
 
-/// Limits project `id` on the file system behind `fd`; 0 lifts a limit. Takes effect at once.
+/// Limits project `id` on the file system that holds `fd`; 0 removes a limit. Takes effect at once.
 pub fn set_limit(fd: impl AsFd, id: u32, limit_bytes: u64, limit_inodes: u64) -> Result<()> {
     let fd = fd.as_fd();
     let mut blk = DqBlk {
@@ -182,7 +183,8 @@ pub fn set_limit(fd: impl AsFd, id: u32, limit_bytes: u64, limit_inodes: u64) ->
         .map_err(|e| Error::at("set a quota on", fd, "", e))
 }
 
-/// Returns what project `id` uses on the file system behind `fd`. An unknown project uses nothing.
+/// Returns the usage of project `id` on the file system that holds `fd`. An unknown project uses
+/// nothing.
 pub fn usage(fd: impl AsFd, id: u32) -> Result<ProjectUsage> {
     let fd = fd.as_fd();
     let mut blk = DqBlk::default();
@@ -198,25 +200,25 @@ pub fn usage(fd: impl AsFd, id: u32) -> Result<ProjectUsage> {
     }
 }
 
-/// Returns whether quotas hold for this thread, as far as its capabilities go.
+/// Returns whether quotas are enforced for this thread, judging by its capabilities.
 ///
-/// They hold for every thread on XFS, and on ext4 for those without CAP_SYS_RESOURCE.
+/// They are enforced for every thread on XFS, and on ext4 for those without CAP_SYS_RESOURCE.
 pub fn is_held() -> bool {
     let sets = rustix::thread::capabilities(None);
     !sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
 }
 
-/// Makes quotas hold for this thread, and for threads and processes that it starts later:
-/// CAP_SYS_RESOURCE is no longer in effect.
+/// Makes quotas apply to this thread, and to threads and processes that it starts later, by
+/// dropping CAP_SYS_RESOURCE from its effective capabilities.
 ///
-/// The kernel's overlay does the same before it writes for others. Errors: none is known.
+/// The kernel's overlay does the same before it writes for others. Errors: none known.
 pub fn hold() -> Result<()> {
     let set = || {
         let mut sets = rustix::thread::capabilities(None)?;
         sets.effective.remove(CapabilitySet::SYS_RESOURCE);
         rustix::thread::set_capabilities(None, sets)
     };
-    set().map_err(|e| Error::new("have quotas hold for", "this thread", e))
+    set().map_err(|e| Error::new("enforce quotas for", "this thread", e))
 }
 
 // _IOR('X', 31, struct fsxattr) and _IOW('X', 32, struct fsxattr) of 28 bytes.

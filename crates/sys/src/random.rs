@@ -1,4 +1,4 @@
-//! Names nobody can guess, from the system's cryptographic generator.
+//! Unguessable names, from the system's cryptographic generator.
 
 use rand::Rng;
 

@@ -1,33 +1,33 @@
-//! How much room a file system has.
+//! How much space a file system has.
 
 use std::os::fd::AsFd;
 
 use crate::{Error, Result};
 
-/// A file system's room, counted in blocks of `block_bytes`.
+/// A file system's space, counted in blocks of `block_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes of a block.
+    /// Bytes in a block.
     pub block_bytes: u32,
     /// Blocks in all.
     pub blocks: u64,
-    /// Blocks free.
+    /// Free blocks.
     pub blocks_free: u64,
-    /// Blocks free for others than root.
+    /// Free blocks available to users other than root.
     pub blocks_available: u64,
     /// Inodes in all.
     pub inodes: u64,
-    /// Inodes free.
+    /// Free inodes.
     pub inodes_free: u64,
     /// The longest name in bytes.
     pub name_max_bytes: u32,
 }
 
-/// Returns the room of the file system that holds an open file.
+/// Returns the space of the file system that holds an open file.
 pub fn of(fd: impl AsFd) -> Result<Room> {
     let fd = fd.as_fd();
     let room = rustix::fs::fstatvfs(fd)
-        .map_err(|e| Error::at("ask for the room of the file system of", fd, "", e))?;
+        .map_err(|e| Error::at("read the free space of the file system of", fd, "", e))?;
     let short = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     Ok(Room {
         block_bytes: short(room.f_frsize),

@@ -1,15 +1,14 @@
 //! Directories held by descriptor, and everything done to names in them.
 //!
-//! This is how a tree somebody else filled is touched safely: a [`Dir`] is opened once from a path
-//! we trust, and from there every step is one component given to a descriptor and not followed, or
-//! `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS`. No path string
-//! is resolved twice, so swapping a directory for a symbolic link between check and use gains
-//! nothing.
+//! This is how an untrusted tree is accessed safely: a [`Dir`] is opened once from a trusted path,
+//! and from there every step is one component given to a descriptor and not followed, or `openat2`
+//! with `RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS`. No path string is resolved
+//! twice, so swapping a directory for a symbolic link between check and use gains nothing.
 //!
-//! Invariants: a name given to a one-name operation is not empty, `.`, `..` and has no `/` or NUL
-//! in it, or the operation fails with EINVAL before the kernel sees it. Modes given when something
-//! is made are subject to the umask; `set_mode` is not. Nothing here is durable before
-//! [`Dir::sync`] (or a sync of the file system).
+//! Invariants: a name given to a one-name operation is not empty, `.` or `..` and contains no `/`
+//! or NUL, or the operation fails with EINVAL before the kernel sees it. Modes given at creation
+//! are subject to the umask; `set_mode` is not. Nothing here is durable before [`Dir::sync`] (or a
+//! sync of the file system).
 
 mod attributes;
 mod remove;
@@ -62,21 +61,21 @@ pub struct Dir {
 pub struct Entry {
     /// The name, one component.
     pub name: OsString,
-    /// What it is; asked of the inode where the directory does not say.
+    /// Its type; read from the inode where the directory does not contain it.
     pub kind: FileKind,
-    /// The inode number the directory gives (under a mount point: that of the covered inode).
+    /// The inode number in the directory (under a mount point: that of the covered inode).
     pub ino: u64,
 }
 
 /// The names in a directory, without `.` and `..`, in the file system's order.
 ///
-/// Has its own read position. Names made or removed meanwhile may or may not show.
+/// Has its own read position. Names created or removed meanwhile may or may not show.
 pub struct Entries {
     stream: rustix::fs::Dir,
 }
 
 impl Dir {
-    /// Opens a directory by a path that is trusted as a whole: symbolic links in it are followed.
+    /// Opens a directory by a trusted path: symbolic links in it are followed.
     pub fn open(path: &Path) -> Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -89,9 +88,9 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Makes a `Dir` of a descriptor that is known to be a directory opened for reading.
+    /// Creates a `Dir` from a descriptor that is known to be a directory opened for reading.
     ///
-    /// Errors: ENOTDIR if it is none.
+    /// Errors: ENOTDIR if it is not a directory.
     pub fn from_fd(fd: OwnedFd) -> Result<Dir> {
         if !crate::stat::stat_fd(&fd)?.is_dir() {
             return Err(Error::at(
@@ -117,7 +116,7 @@ impl Dir {
         crate::error::fd_path(self.fd.as_fd())
     }
 
-    /// Opens a directory beneath this one. The empty path and `.` open this directory anew.
+    /// Opens a directory beneath this one. The empty path and `.` open this directory again.
     ///
     /// Errors: ELOOP if any component is a symbolic link, EXDEV if the path leaves this directory.
     pub fn open_dir(&self, path: impl AsRef<Path>) -> Result<Dir> {
@@ -128,8 +127,9 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Opens a directory as [`Dir::open_dir`] does, to list it without leaving a trace: its access
-    /// time stays, unless it is another user's and this process may not ask for that.
+    /// Opens a directory as [`Dir::open_dir`] does, to list it without changing its access time.
+    /// The access time does change if the directory is another user's and this process may not
+    /// prevent it.
     pub fn open_dir_quietly(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();
         match self.open_beneath(path, DIR_FLAGS | OFlags::NOATIME) {
@@ -139,7 +139,7 @@ impl Dir {
         }
     }
 
-    /// Opens the directory `name`, but nothing that is mounted there.
+    /// Opens the directory `name`, but not a mount point.
     ///
     /// Errors: as [`Dir::open_dir`], and EXDEV for a mount point.
     pub fn open_dir_unmounted(&self, name: impl AsRef<OsStr>) -> Result<Dir> {
@@ -150,8 +150,8 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Opens a directory that need not be one that may be listed: what it is and has can be asked,
-    /// and its names if it may be passed through.
+    /// Opens a directory that need not be listable: its attributes can be read, and its names
+    /// looked up if it may be searched.
     pub fn open_dir_unlisted(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();
         let fd = self
@@ -164,10 +164,9 @@ impl Dir {
     }
 
     /// Opens a regular file beneath this directory for reading.
-    ///
-    /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is no regular
-    /// file: a fifo does not block and a device is not woken, since what it is is known before it
-    /// is opened.
+    /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is not a regular
+    /// file. A fifo does not block and a device's driver is not called, since the type is checked
+    /// before the file is opened.
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<File> {
         self.open_file_for(path, Access::Read)
     }
@@ -184,7 +183,7 @@ impl Dir {
         if !crate::stat::stat_fd(&found)?.is_file() {
             return Err(self.fail("open as a regular file", path, Errno::INVAL));
         }
-        // The magic link leads to the very inode that was looked at, whatever its name means by
+        // The magic link leads to the very inode that was checked, whatever its name refers to by
         // now.
         let magic = format!("/proc/self/fd/{}", found.as_raw_fd());
         let how = how | OFlags::CLOEXEC;
@@ -194,11 +193,11 @@ impl Dir {
         Ok(File::from(fd))
     }
 
-    /// Opens `name`, of which the caller knows that it is a regular file, in one step.
+    /// Opens `name`, which the caller knows to be a regular file, in one step.
     ///
-    /// Errors: ELOOP for a symbolic link, EINVAL for what turns out to be something else. That was
-    /// opened then, without waiting; so where anybody may have put a device there meanwhile,
-    /// [`Dir::open_file_for`] is the one to use.
+    /// Errors: ELOOP for a symbolic link, EINVAL if it turns out to be something else. That was
+    /// then opened, without waiting; so use [`Dir::open_file_for`] where another user may have put
+    /// a device there.
     pub fn open_known_file(&self, name: impl AsRef<OsStr>, access: Access) -> Result<File> {
         self.open_known(
             name.as_ref(),
@@ -210,8 +209,8 @@ impl Dir {
         )
     }
 
-    /// Opens a regular file as [`Dir::open_known_file`] does, to read it without leaving a trace:
-    /// its access time stays, unless it is another user's and this process may not ask for that.
+    /// Opens a regular file as [`Dir::open_known_file`] does, without changing its access time. The
+    /// access time does change if the file is another user's and this process may not prevent it.
     pub fn open_known_file_quietly(&self, name: impl AsRef<OsStr>) -> Result<File> {
         let name = name.as_ref();
         match self.open_known(name, OFlags::RDONLY | OFlags::NOATIME) {
@@ -232,15 +231,15 @@ impl Dir {
         }
     }
 
-    /// Opens whatever `path` names beneath this directory without using it (`O_PATH`): a symbolic
-    /// link itself, a device without waking it. Good for [`crate::stat::stat_fd`], the `_fd`
-    /// functions here and in [`crate::xattr`], and mounting.
+    /// Opens whatever `path` names beneath this directory as `O_PATH`: a symbolic link itself, a
+    /// device without its driver. For [`crate::stat::stat_fd`], the `_fd` functions here and in
+    /// [`crate::xattr`], and mounting.
     pub fn open_path(&self, path: impl AsRef<Path>) -> Result<OwnedFd> {
         let path = path.as_ref();
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = match check_component(path.as_os_str()) {
-            // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; one
-            // name needs no resolving.
+            // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; a
+            // single name needs no resolving.
             true => rustix::fs::openat(&self.fd, path, flags, Mode::empty())
                 .or_else(|e| own_files::open(e, self.as_fd(), path, flags)),
             false => self.open_beneath(path, flags),
@@ -295,7 +294,7 @@ impl Dir {
         crate::stat::stat_fd(&self.fd)
     }
 
-    /// Returns the target of the symbolic link `name`. Errors: EINVAL if it is no link.
+    /// Returns the target of the symbolic link `name`. Errors: EINVAL if it is not a link.
     pub fn read_link(&self, name: impl AsRef<OsStr>) -> Result<OsString> {
         let name = self.checked(name.as_ref())?;
         let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())
@@ -309,12 +308,12 @@ impl Dir {
 
     /// Lists the names in this directory.
     pub fn entries(&self) -> Result<Entries> {
-        // One that was opened quietly is listed so, too.
+        // If it was opened without changing access times, so is the listing.
         let held = rustix::fs::fcntl_getfl(&self.fd).map_err(|e| self.fail("list", "", e))?;
         let flags = DIR_FLAGS | held & OFlags::NOATIME;
         let stream = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())
             .or_else(|e| match e {
-                // One that may be listed and not passed through.
+                // It may be listed but not searched.
                 Errno::ACCESS => {
                     let magic = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
                     rustix::fs::open(magic, flags - OFlags::NOFOLLOW, Mode::empty())
@@ -327,15 +326,15 @@ impl Dir {
         Ok(Entries { stream })
     }
 
-    /// Makes a directory. Errors: EEXIST.
+    /// Creates a directory. Errors: EEXIST.
     pub fn mkdir(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode))
-            .map_err(|e| self.fail("make the directory", name, e))
+            .map_err(|e| self.fail("create the directory", name, e))
     }
 
-    /// Makes a new regular file, open for reading and writing. Errors: EEXIST (also for a dangling
-    /// symbolic link).
+    /// Creates a new regular file, open for reading and writing. Errors: EEXIST (also for a
+    /// dangling symbolic link).
     pub fn create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<File> {
         let name = self.checked(name.as_ref())?;
         let flags =
@@ -345,14 +344,14 @@ impl Dir {
         Ok(File::from(fd))
     }
 
-    /// Makes a symbolic link called `name` that says `target`. Errors: EEXIST.
+    /// Creates a symbolic link called `name` with the target `target`. Errors: EEXIST.
     pub fn symlink(&self, target: impl AsRef<OsStr>, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::symlinkat(target.as_ref(), &self.fd, name)
-            .map_err(|e| self.fail("make the symbolic link", name, e))
+            .map_err(|e| self.fail("create the symbolic link", name, e))
     }
 
-    /// Makes a device node, fifo, socket or empty regular file. `rdev` counts for devices only.
+    /// Creates a device node, fifo, socket or empty regular file. `rdev` is used only for devices.
     /// Errors: EEXIST, EPERM.
     pub fn mknod(
         &self,
@@ -370,11 +369,11 @@ impl Dir {
             Mode::from_raw_mode(mode),
             dev,
         )
-        .map_err(|e| self.fail("make the node", name, e))
+        .map_err(|e| self.fail("create the node", name, e))
     }
 
-    /// Gives the inode called `from` in `from_dir` the further name `to` here; a symbolic link is
-    /// linked itself.
+    /// Gives the inode called `from` in `from_dir` the additional name `to` here; a symbolic link
+    /// itself is linked.
     ///
     /// Errors: EEXIST, EXDEV, EMLINK, EPERM for directories.
     pub fn link(
@@ -387,20 +386,20 @@ impl Dir {
         let to = self.checked(to.as_ref())?;
         rustix::fs::linkat(from_dir, from, &self.fd, to, AtFlags::empty())
             .or_else(|e| own_files::link(e, (from_dir.as_fd(), from), (self.as_fd(), to)))
-            .map_err(|e| self.fail("make the hard link", to, e))
+            .map_err(|e| self.fail("create the hard link", to, e))
     }
 
-    /// Gives an open file (also one made without a name) the name `to` here. Errors: EEXIST, EXDEV.
+    /// Gives an open file (even one without a name) the name `to` here. Errors: EEXIST, EXDEV.
     pub fn link_fd(&self, file: impl AsFd, to: impl AsRef<OsStr>) -> Result<()> {
         let to = self.checked(to.as_ref())?;
         let magic = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         rustix::fs::linkat(CWD, magic, &self.fd, to, AtFlags::SYMLINK_FOLLOW)
             .or_else(|e| own_files::link(e, (file.as_fd(), Path::new("")), (self.as_fd(), to)))
-            .map_err(|e| self.fail("make the hard link", to, e))
+            .map_err(|e| self.fail("create the hard link", to, e))
     }
 
-    /// Makes a file without a name in this directory's file system (`O_TMPFILE`), open for reading
-    /// and writing.
+    /// Creates a file without a name in this directory's file system (`O_TMPFILE`), open for
+    /// reading and writing.
     ///
     /// Errors: EOPNOTSUPP where the file system can't.
     pub fn create_unnamed(&self, mode: u32) -> Result<File> {
@@ -431,7 +430,7 @@ impl Dir {
             .map_err(|e| to_dir.fail("rename to", to, e))
     }
 
-    /// Removes a name that is no directory.
+    /// Removes a name that is not a directory.
     pub fn unlink(&self, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())
@@ -454,10 +453,10 @@ impl Dir {
         remove::remove_tree(self, name.as_os_str())
     }
 
-    /// Opens the directory `path`, beneath this one, making what is missing with `mode`.
+    /// Opens the directory `path`, beneath this one, creating what is missing with `mode`.
     ///
-    /// For trees that are our own: existing components are accepted with whatever mode they have.
-    /// Symbolic links and `..` are refused.
+    /// For our own trees: existing components are accepted with whatever mode they have. Symbolic
+    /// links and `..` are refused.
     pub fn create_dir_all(&self, path: impl AsRef<Path>, mode: u32) -> Result<Dir> {
         let path = path.as_ref();
         let mut at = self.open_dir(".")?;
@@ -465,7 +464,7 @@ impl Dir {
             let name = match component {
                 Component::CurDir => continue,
                 Component::Normal(name) => name,
-                _ => return Err(self.fail("make the directory", path, Errno::INVAL)),
+                _ => return Err(self.fail("create the directory", path, Errno::INVAL)),
             };
             at = match at.open_dir(name) {
                 Err(e) if e.is_not_found() => {
@@ -526,7 +525,7 @@ impl Iterator for Entries {
                 Some(kind) => kind,
                 None => match self.kind_of(&name) {
                     Ok(Some(kind)) => kind,
-                    // Gone between the listing and the question.
+                    // Removed between the listing and the request.
                     Ok(None) => continue,
                     Err(e) => return Some(Err(e)),
                 },
@@ -561,7 +560,7 @@ impl Entries {
     }
 }
 
-/// Returns the target of a symbolic link opened with `O_PATH`. Errors: ENOENT if it is no link.
+/// Returns the target of a symbolic link opened with `O_PATH`. Errors: ENOENT if it is not a link.
 pub fn read_link_fd(fd: impl AsFd) -> Result<OsString> {
     let fd = fd.as_fd();
     let target = rustix::fs::readlinkat(fd, "", Vec::new())
@@ -569,13 +568,13 @@ pub fn read_link_fd(fd: impl AsFd) -> Result<OsString> {
     Ok(OsString::from_vec(target.into_bytes()))
 }
 
-/// Opens the regular file behind a descriptor anew, for reading, whatever its name is or whether it
+/// Reopens the regular file behind a descriptor, for reading, whatever its name is or whether it
 /// has one.
 pub fn reopen(fd: impl AsFd) -> Result<File> {
     reopen_for(fd, Access::Read)
 }
 
-/// As [`reopen`], for what is wanted. Errors: EINVAL if it is no regular file.
+/// As [`reopen`], for the given access. Errors: EINVAL if it is not a regular file.
 pub fn reopen_for(fd: impl AsFd, access: Access) -> Result<File> {
     let fd = fd.as_fd();
     if !crate::stat::stat_fd(fd)?.is_file() {

@@ -1,8 +1,8 @@
-//! Sockets in the file system that are never anybody else's, not even for a moment.
+//! Sockets in the file system that are private from the first moment.
 //!
-//! bind(2) makes the name with the mode of the socket itself, less the umask (unix(7) tells of the
-//! umask only). So the mode is set before there is a name, and not afterwards: whoever connects in
-//! between would be connected for good.
+//! bind(2) creates the name with the mode of the socket itself, less the umask (unix(7) mentions
+//! only the umask). So the mode is set before the name exists, and not afterwards: a process that
+//! connects in between would stay connected.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -13,14 +13,14 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Error, Result};
 
-/// How many connections wait to be accepted: the standard library's number.
+/// The backlog of connections: the standard library's number.
 const BACKLOG: i32 = 128;
 
-/// Listens on a new socket at `path` that its owner alone may connect to (mode 0600), whatever the
+/// Listens on a new socket at `path` that only its owner may connect to (mode 0600), whatever the
 /// umask is.
 ///
-/// The descriptor is closed on exec. Nothing is durable. Errors: `EADDRINUSE` if the name is there,
-/// `ENAMETOOLONG` from 108 bytes on; the name is not there then, unless it was before.
+/// The descriptor is close-on-exec. Nothing is durable. Errors: `EADDRINUSE` if the name exists,
+/// `ENAMETOOLONG` from 108 bytes on; the name does not exist then, unless it did before.
 pub fn listen_private(path: &Path) -> Result<UnixListener> {
     let failed = |errno: Errno| Error::new("listen on", path, errno);
     let address = SocketAddrUnix::new(path).map_err(failed)?;
@@ -34,7 +34,7 @@ pub fn listen_private(path: &Path) -> Result<UnixListener> {
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     net::bind(&socket, &address).map_err(failed)?;
     if let Err(errno) = net::listen(&socket, BACKLOG) {
-        // Nobody could connect: what stays is a dead socket.
+        // Nothing could connect: what stays is a dead socket.
         let _ = std::fs::remove_file(path);
         return Err(failed(errno));
     }
@@ -49,13 +49,13 @@ mod tests {
     use super::*;
     use crate::testing::Scratch;
 
-    /// The mode of a socket that is made under `umask`, and what comes through it. In a thread with
-    /// a umask of its own.
+    /// The mode of a socket that is created under `umask`, and what comes through it. In a thread
+    /// with its own umask.
     fn made_under(umask: u32) -> (u32, Vec<u8>) {
         use std::io::{Read, Write};
         let make = move || {
-            // SAFETY: only what this thread's working directory, root and umask are is no longer
-            // shared; descriptors stay as they are.
+            // SAFETY: only this thread's working directory, root and umask are no longer shared;
+            // descriptors stay as they are.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.unwrap();
             rustix::process::umask(Mode::from_raw_mode(umask));
             let scratch = Scratch::new();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_taken_or_too_long_is_told() {
+    fn a_name_that_exists_or_is_too_long_is_reported() {
         let scratch = Scratch::new();
         let path = scratch.path().join("s");
         let first = listen_private(&path).unwrap();

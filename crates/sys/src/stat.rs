@@ -1,10 +1,10 @@
-//! What an inode is: its kind, owner, mode, times and identity, as plain values.
+//! What an inode is: its type, owner, mode, times and identity, as plain values.
 
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags};
 
-/// The kind of an inode.
+/// The type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileKind {
     /// A regular file.
@@ -24,12 +24,13 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// Returns the kind the type bits of a raw mode say, or `None` for bits Linux does not define.
+    /// Returns the type given by the type bits of a raw mode, or `None` for bits Linux does not
+    /// define.
     pub fn from_raw_mode(mode: u32) -> Option<FileKind> {
         Self::from_file_type(FileType::from_raw_mode(mode))
     }
 
-    /// Returns the type bits (`S_IFMT`) of this kind.
+    /// Returns the type bits (`S_IFMT`) of this type.
     pub fn raw_mode(self) -> u32 {
         self.file_type().as_raw_mode()
     }
@@ -75,7 +76,7 @@ impl Timespec {
         Timespec { sec, nsec }
     }
 
-    /// Returns the present time of the wall clock.
+    /// Returns the current wall-clock time.
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Timespec {
@@ -88,7 +89,7 @@ impl Timespec {
 /// One inode's attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
     /// The twelve permission bits: rwx three times, set-uid, set-gid, sticky.
     pub mode: u32,
@@ -98,33 +99,33 @@ pub struct Stat {
     pub gid: u32,
     /// Size in bytes; for a symbolic link the length of its target.
     pub size_bytes: u64,
-    /// Space taken, in units of 512 bytes.
+    /// Disk space, in units of 512 bytes.
     pub blocks_512: u64,
     /// Inode number.
     pub ino: u64,
     /// Device of the file system (major and minor packed as `makedev` does).
     pub dev: u64,
-    /// Major and minor number of the device a device node stands for; (0, 0) otherwise.
+    /// Major and minor number of a device node; (0, 0) otherwise.
     pub rdev: (u32, u32),
-    /// Number of names.
+    /// Number of hard links.
     pub nlink: u32,
-    /// Last change of the content.
+    /// Modification time of the content.
     pub mtime: Timespec,
-    /// Last reading, as far as the mount keeps it.
+    /// Access time, as far as the mount keeps it.
     pub atime: Timespec,
-    /// Last change of content or attributes; set by the kernel alone.
+    /// Last change of content or attributes; set only by the kernel.
     pub ctime: Timespec,
-    /// Nobody may change, move or remove it (`chattr +i`), as far as the file system tells without
-    /// opening it.
+    /// It can't be changed, moved or removed (`chattr +i`), as far as the file system reports this
+    /// without opening it.
     pub immutable: bool,
     /// It may only be appended to (`chattr +a`).
     pub append_only: bool,
-    /// The mount it was seen through, as in mountinfo; 0 before Linux 5.8.
+    /// The id of the mount it was seen through, as in mountinfo; 0 before Linux 5.8.
     pub mnt_id: u64,
 }
 
 impl Stat {
-    /// Returns what makes an inode the same inode: device and number.
+    /// Returns the inode's identity: device and number.
     pub fn identity(&self) -> (u64, u64) {
         (self.dev, self.ino)
     }
@@ -191,19 +192,19 @@ impl Stat {
     }
 }
 
-/// Where something lies, as far as the kernel knows without asking the file system.
+/// Where something lies, as the kernel knows it without a request to the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whereabouts {
-    /// The number of the mount, as in mountinfo; 0 before Linux 5.8.
+    /// The id of the mount, as in mountinfo; 0 before Linux 5.8.
     pub mnt_id: u64,
     /// The file system's device, as in `st_dev`.
     pub dev: u64,
 }
 
-/// Returns where `fd` (an `O_PATH` descriptor will do) lies.
+/// Returns where the file of `fd` (an `O_PATH` descriptor will do) lies.
 ///
-/// The file system is not asked: it may be one that no longer answers, or that is to be answered by
-/// who asks.
+/// No request is sent to the file system, which may no longer answer, or which the caller itself
+/// may serve.
 pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let seen = rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?;
@@ -213,8 +214,8 @@ pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     })
 }
 
-/// Returns when what `fd` refers to was made, which nobody can set; `None` if its file system does
-/// not keep that.
+/// Returns the creation time of `fd`'s file, which can't be set; `None` if its file system does not
+/// keep that.
 pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
     let fd = fd.as_fd();
     let seen = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
@@ -226,7 +227,7 @@ pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
     }))
 }
 
-/// Returns the attributes of what `fd` refers to (an `O_PATH` descriptor will do).
+/// Returns the attributes of `fd`'s file (an `O_PATH` descriptor will do).
 pub fn stat_fd<Fd: AsFd>(fd: Fd) -> crate::Result<Stat> {
     let fd = fd.as_fd();
     Stat::at(fd, std::path::Path::new(""), AtFlags::EMPTY_PATH)

@@ -1,45 +1,45 @@
-//! Locks between threads, taken also after a panic.
+//! Locks between threads that ignore poisoning.
 //!
-//! The standard library poisons a lock whose holder panicked, so that nobody trusts what it left
-//! half done. Here a panic is our own bug and ends one request, not the process, and what stands
-//! under our locks is changed whole: an entry is in a table or it is not, a value is the old one or
-//! the new one. So what a panic leaves behind is fit for use, and refusing it would turn one failed
-//! request into a mount or server that answers nothing any more. A lock that guards several changes
-//! which only hold together must not be taken by these functions.
+//! The standard library poisons a lock whose holder panicked, so that its half-done work is not
+//! trusted. Here a panic is our own bug and ends one request, not the process, and the data under
+//! our locks changes as a whole: an entry is in a table or it is not, a value is the old one or the
+//! new one. So it is valid after a panic, and refusing it would turn one failed request into a
+//! mount or server that no longer answers. A lock that guards several changes that must stay
+//! consistent must not be taken by these functions.
 
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
 use std::time::Duration;
 
-/// Takes a mutex.
+/// Locks a mutex.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a lock for reading.
+/// Locks for reading.
 pub fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a lock for writing.
+/// Locks for writing.
 pub fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns what a mutex held that nobody shares any more.
+/// Returns the content of a mutex that is no longer shared.
 pub fn into_inner<T>(mutex: Mutex<T>) -> T {
     mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets go of a mutex until woken, also without a reason.
+/// Releases a mutex until woken, also spuriously.
 pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     condition
         .wait(guard)
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As [`wait`], for `limit` at most.
+/// As [`wait`], for at most `limit`.
 pub fn wait_timeout<'a, T>(
     condition: &Condvar,
     guard: MutexGuard<'a, T>,
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_under_a_lock_ends_nobody_elses_work() {
+    fn a_panic_under_a_lock_ends_no_other_work() {
         let (mutex, shared) = (Mutex::new(1), RwLock::new(1));
         std::thread::scope(|scope| {
             let panics = scope.spawn(|| {

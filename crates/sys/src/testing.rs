@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// A directory of our own; dropping it unmounts everything beneath and removes it.
+/// A temporary directory; dropping it unmounts everything beneath and removes it.
 pub(crate) struct Scratch {
     path: PathBuf,
 }
@@ -31,7 +31,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Returns a scratch directory if this process may mount; else says that the test did not run.
+/// Returns a scratch directory if this process may mount; else reports that the test did not run.
 pub(crate) fn can_mount() -> Option<Scratch> {
     let scratch = Scratch::new();
     let place = scratch.path().join("probe");

@@ -1,19 +1,19 @@
-//! User namespaces: how a plain user comes to own a range of ids and to mount.
+//! User namespaces: how a plain user gets a range of ids and can mount.
 //!
-//! A plain user's mounts live in a user namespace and a mount namespace of his own. Namespaces end
-//! with their last process, so one small process, the holder, keeps them; every command joins it.
-//! The order of birth:
+//! A plain user's mounts live in its own user and mount namespace. Namespaces end with their last
+//! process, so one small process, the holder, keeps them; every command joins it. The steps of
+//! creation:
 //!
 //! 1. the command starts its own program again as the holder ([`spawn_holder`]);
 //! 2. the holder leaves its namespaces ([`hold`]) and says so;
 //! 3. the command, still outside, writes the id maps with `newuidmap` and `newgidmap` (or the one
-//!    id everybody may map);
-//! 4. the holder is told, lets go of the terminal and sleeps;
+//!    id every user may map);
+//! 4. the command notifies the holder, which detaches from the terminal and sleeps;
 //! 5. commands [`join`] it, before they have a second thread: the kernel lets no process with
 //!    threads change its user namespace.
 //!
-//! The holder is known by process number and start time, so a number used again is not mistaken for
-//! it. This module knows nothing of where the record of it is kept.
+//! The holder is identified by process id and start time, so a reused id is not mistaken for it.
+//! This module does not know where the holder's record is kept.
 
 use std::ffi::{CStr, OsString};
 use std::io::{self, Read, Write};
@@ -36,7 +36,7 @@ pub struct IdMaps {
 }
 
 impl IdMaps {
-    /// Maps id 0 to the caller and nothing else: what everybody may do without help.
+    /// Maps id 0 to the caller and nothing else: every user may do this without help.
     pub fn single(uid: u32, gid: u32) -> IdMaps {
         let one = |outside| {
             vec![IdRun {
@@ -58,7 +58,7 @@ impl IdMaps {
     }
 
     /// Maps id 0 to the caller and the ids from 1 on to the ranges `/etc/subuid` and `/etc/subgid`
-    /// give him, by name or by number. `None` if either file gives him nothing. See subuid(5).
+    /// grant, by name or by number. `None` if either file grants nothing. See subuid(5).
     pub fn with_subids(
         uid: u32,
         gid: u32,
@@ -100,8 +100,8 @@ impl IdMaps {
         })
     }
 
-    /// Returns the maps the calling user may have: those of [`IdMaps::with_subids`], or the single
-    /// id.
+    /// Returns the maps available to the calling user: those of [`IdMaps::with_subids`], or the
+    /// single id.
     pub fn for_caller() -> IdMaps {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
@@ -134,10 +134,10 @@ impl IdMaps {
     }
 }
 
-/// True if this process is in the first user namespace, where ids are what they are.
+/// True if this process is in the first user namespace, where ids are not mapped.
 ///
-/// The map does not tell: who may map all ids of the namespace around gets one that looks the same,
-/// as Buildah's root does in a container without CAP_SYS_ADMIN.
+/// The map does not show this: a process that may map all ids of the surrounding namespace gets one
+/// that looks the same, as Buildah's root does in a container without CAP_SYS_ADMIN.
 pub fn is_initial() -> bool {
     /// The kernel's fixed number for it (`PROC_USER_INIT_INO`).
     const FIRST: &str = "user:[4026531837]";
@@ -177,9 +177,9 @@ pub fn user_name(uid: u32) -> Option<String> {
 /// The process that keeps a user's namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
-    /// Process number.
+    /// Process id.
     pub pid: u32,
-    /// When it started, in clock ticks since boot.
+    /// Its start time, in clock ticks since boot.
     pub start_ticks: u64,
 }
 
@@ -189,8 +189,8 @@ impl Holder {
         start_ticks(self.pid) == Some(self.start_ticks)
     }
 
-    /// Ends the holder; its mounts end with it and with the last process that joined. False if it
-    /// was gone already.
+    /// Stops the holder; its mounts end with it and with the last process that joined. False if it
+    /// was already gone.
     pub fn stop(&self) -> Result<bool> {
         let Some(pidfd) = self.pidfd()? else {
             return Ok(false);
@@ -201,7 +201,7 @@ impl Holder {
     }
 
     /// Opens the process, or `None` if it is gone. The start time is compared after opening: from
-    /// then on the descriptor can mean no other process.
+    /// then on the descriptor can't refer to another process.
     fn pidfd(&self) -> Result<Option<std::os::fd::OwnedFd>> {
         let fail =
             |e: rustix::io::Errno| Error::new("open the namespace holder", self.proc_path(), e);
@@ -220,10 +220,11 @@ impl Holder {
     }
 }
 
-/// Returns when process `pid` started, in clock ticks since boot; `None` if it is gone or a zombie.
+/// Returns the start time of process `pid`, in clock ticks since boot; `None` if it is gone or a
+/// zombie.
 pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The command name is in parentheses and may hold anything, so count from the last one.
+    // The command name is in parentheses and may contain anything, so count from the last one.
     let after = stat.iter().rposition(|&b| b == b')')? + 1;
     let fields: Vec<&str> = std::str::from_utf8(&stat[after..])
         .ok()?
@@ -235,10 +236,10 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
-/// Starts `command`, which must come to call [`hold`] at once, as a holder with the id maps `maps`.
+/// Starts `command`, which must call [`hold`] at once, as a holder with the id maps `maps`.
 ///
-/// Its standard input and output are taken for the conversation. Errors: a line that says which
-/// step failed, in the source; nothing keeps running then.
+/// Its standard input and output are used for the conversation. Errors: a line in the source that
+/// says which step failed; nothing keeps running then.
 pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
     let program = OsString::from(command.get_program());
     let fail = |op: &'static str, e: io::Error| Error::new(op, &program, e);
@@ -252,7 +253,7 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
     let mut talk = || -> Result<()> {
         let (Some(to), Some(from)) = (child.stdin.as_mut(), child.stdout.as_mut()) else {
             return Err(fail(
-                "talk to the namespace holder",
+                "communicate with the namespace holder",
                 io::ErrorKind::BrokenPipe.into(),
             ));
         };
@@ -260,15 +261,14 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
         write_maps(pid, maps)?;
         to.write_all(b"m")
             .and_then(|()| expect(from, b'r'))
-            .map_err(|e| fail("settle the namespace holder", e))
+            .map_err(|e| fail("finish setting up the namespace holder", e))
     };
     let told = talk();
     let ticks = start_ticks(pid);
     match (told, ticks) {
         (Ok(()), Some(start_ticks)) => Ok(Holder { pid, start_ticks }),
         (told, _) => {
-            // It may have ended by itself; what it said on the way is the best explanation there
-            // is.
+            // It may have ended by itself; its own output is then the best explanation.
             let _ = child.kill();
             let mut said = String::new();
             if let Some(mut err) = child.stderr.take() {
@@ -276,7 +276,10 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
             }
             let _ = child.wait();
             let e = told.err().unwrap_or_else(|| {
-                fail("keep the namespace holder", io::ErrorKind::NotFound.into())
+                fail(
+                    "find the new namespace holder",
+                    io::ErrorKind::NotFound.into(),
+                )
             });
             match said.trim() {
                 "" => Err(e),
@@ -295,7 +298,7 @@ fn expect(from: &mut impl Read, wanted: u8) -> io::Result<()> {
     if byte[0] != wanted {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "the other side speaks another protocol",
+            "unexpected message from the other side",
         ));
     }
     Ok(())
@@ -303,7 +306,7 @@ fn expect(from: &mut impl Read, wanted: u8) -> io::Result<()> {
 
 fn write_maps(pid: u32, maps: &IdMaps) -> Result<()> {
     if maps.is_single() {
-        // Without privilege a group map is only taken once setgroups(2) is given up.
+        // Without privilege a group map is only accepted once setgroups(2) is denied.
         write_proc(pid, "setgroups", "deny")?;
         write_proc(pid, "uid_map", &map_text(&maps.uids))?;
         return write_proc(pid, "gid_map", &map_text(&maps.gids));
@@ -336,11 +339,11 @@ fn run_mapper(program: &str, pid: u32, runs: &[IdRun]) -> Result<()> {
     Ok(())
 }
 
-/// Becomes the holder: leaves user and mount namespace, has the ids mapped, then sleeps until
+/// Becomes the holder: leaves user and mount namespace, waits for its id maps, then sleeps until
 /// stopped.
 ///
-/// To be called first thing in a program started by [`spawn_holder`], while it has one thread.
-/// Returns only with an error.
+/// Call it first in a program started by [`spawn_holder`], while it has one thread. Returns only
+/// with an error.
 pub fn hold() -> Result<std::convert::Infallible> {
     let here = Path::new("/proc/self");
     let fail = |op: &'static str, e: io::Error| Error::new(op, here, e);
@@ -353,19 +356,19 @@ pub fn hold() -> Result<std::convert::Infallible> {
             .write_all(byte)
             .and_then(|()| io::stdout().flush())
     };
-    say(b"u").map_err(|e| fail("talk to the starter of", e))?;
-    expect(&mut io::stdin(), b'm').map_err(|e| fail("have ids mapped for", e))?;
-    // What is mounted here must not show outside; what is mounted outside may still show here.
+    say(b"u").map_err(|e| fail("report to the parent of", e))?;
+    expect(&mut io::stdin(), b'm').map_err(|e| fail("get the id maps for", e))?;
+    // Mounts made here must not show outside; mounts made outside may still show here.
     rustix::mount::mount_change(
         "/",
         rustix::mount::MountPropagationFlags::DOWNSTREAM
             | rustix::mount::MountPropagationFlags::REC,
     )
-    .map_err(|e| fail("keep to itself the mounts of", e.into()))?;
-    // A group of its own, so that Ctrl-C at the terminal ends the command and not the holder.
+    .map_err(|e| fail("make private the mounts of", e.into()))?;
+    // Its own process group, so that Ctrl-C at the terminal ends the command and not the holder.
     let _ = rustix::process::setsid();
-    rustix::process::chdir("/").map_err(|e| fail("leave the directory of", e.into()))?;
-    say(b"r").map_err(|e| fail("talk to the starter of", e))?;
+    rustix::process::chdir("/").map_err(|e| fail("leave the working directory of", e.into()))?;
+    say(b"r").map_err(|e| fail("report to the parent of", e))?;
     let null = std::fs::File::options()
         .read(true)
         .write(true)
@@ -374,14 +377,15 @@ pub fn hold() -> Result<std::convert::Infallible> {
     rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stdout(&null))
         .and_then(|()| rustix::stdio::dup2_stderr(&null))
-        .map_err(|e| fail("let go of the terminal of", e.into()))?;
+        .map_err(|e| fail("detach from the terminal of", e.into()))?;
     loop {
         std::thread::park();
     }
 }
 
-/// Enters the namespaces `holder` keeps: from here on this process has id 0 and every privilege
-/// inside, none outside, and sees the mounts made there. The working directory stays the same path.
+/// Enters the namespaces that `holder` keeps: from here on this process has id 0 and every
+/// privilege inside, none outside, and sees the mounts made there. The working directory stays the
+/// same path.
 ///
 /// Returns false if the holder is gone. Errors: EINVAL if this process has more than one thread.
 pub fn join(holder: &Holder) -> Result<bool> {
@@ -395,8 +399,8 @@ pub fn join(holder: &Holder) -> Result<bool> {
         Err(rustix::io::Errno::SRCH) => return Ok(false),
         Err(e) => return Err(Error::new("join the namespaces of", holder.proc_path(), e)),
     }
-    // The kernel has put us at the namespace's root; a directory that is not there inside leaves us
-    // there.
+    // The kernel has moved us to the namespace's root; if our directory does not exist inside, we
+    // stay there.
     if let Some(directory) = directory {
         let _ = rustix::process::chdir(&directory);
     }

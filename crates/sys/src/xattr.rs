@@ -1,11 +1,11 @@
 //! Extended attributes of an open file, or of a name in a directory without following it.
 //!
-//! From Linux 6.13 on names are listed and read with `listxattrat` and `getxattrat`; before, and
+//! Since Linux 6.13 names are listed and read with `listxattrat` and `getxattrat`. Before that, and
 //! for changes, a name is reached as `/proc/self/fd/<dir>/<name>` with the `l`-calls: the kernel
-//! jumps to the directory we hold, and the one component behind it is not followed. Names are
+//! jumps to the directory we hold, and the one component after it is not followed. Names are
 //! checked to be one component. Values are bytes and never interpreted here.
 //!
-//! A file system without extended attributes reads as having none; writing to it is an error.
+//! A file system without extended attributes appears to have none; setting one is an error.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -20,11 +20,11 @@ use crate::{Error, Result, own_files};
 /// Whether the attribute may, must or must not exist before it is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetMode {
-    /// Make it or replace it.
+    /// Create or replace it.
     Any,
-    /// It must not be there (EEXIST).
+    /// It must not exist (EEXIST).
     Create,
-    /// It must be there (ENODATA).
+    /// It must exist (ENODATA).
     Replace,
 }
 
@@ -86,7 +86,7 @@ pub fn set(dir: &Dir, name: &OsStr, attr: &OsStr, value: &[u8], mode: SetMode) -
     }
 }
 
-/// Removes attribute `attr` of `name` in `dir`; false if it was not there.
+/// Removes attribute `attr` of `name` in `dir`; false if it did not exist.
 pub fn remove(dir: &Dir, name: &OsStr, attr: &OsStr) -> Result<bool> {
     let path = proc_path(dir, name)?;
     match gone(rustix::fs::lremovexattr(&path, attr)) {
@@ -130,7 +130,7 @@ pub fn set_fd(fd: impl AsFd, attr: &OsStr, value: &[u8], mode: SetMode) -> Resul
     .map_err(|e| Error::at("set an extended attribute of", fd, "", e))
 }
 
-/// Removes attribute `attr` of an open file or directory; false if it was not there.
+/// Removes attribute `attr` of an open file or directory; false if it did not exist.
 pub fn remove_fd(fd: impl AsFd, attr: &OsStr) -> Result<bool> {
     let fd = fd.as_fd();
     let removed = match rustix::fs::fremovexattr(fd, attr) {
@@ -174,8 +174,7 @@ mod at {
         flags: u32,
     }
 
-    /// The kernel has refused such a call: it does not know it, or a filter of system calls
-    /// doesn't.
+    /// Such a call was refused: the kernel does not know it, or a seccomp filter doesn't.
     static UNKNOWN: AtomicBool = AtomicBool::new(cfg!(not(target_os = "linux")));
 
     fn words(name: &OsStr) -> rustix::io::Result<CString> {
@@ -192,14 +191,14 @@ mod at {
         }
     }
 
-    /// Notes a refusal of the call itself; `None` then.
+    /// Notes that the call itself was refused; then returns `None`.
     fn known<T>(result: rustix::io::Result<T>) -> Option<rustix::io::Result<T>> {
         match result {
             Err(Errno::NOSYS) => {
                 UNKNOWN.store(true, Ordering::Relaxed);
                 None
             }
-            // A filter says no, or the file system does: the other call tells.
+            // A filter refused it, or the file system did: the other call will show which.
             Err(Errno::PERM) => None,
             other => Some(other),
         }

@@ -1,8 +1,7 @@
-//! What modes keep from a plain user who owns the files, and what they don't keep from the
-//! assistant.
+//! What modes deny a plain user that owns the files, and what they don't deny the assistant.
 //!
-//! The program plays every part itself, told by its first argument. Run as root it becomes another
-//! user for the real thing; run as a plain user it stays who it is.
+//! The program plays every part itself, chosen by its first argument. Run as root it becomes
+//! another user; run as a plain user it stays that user.
 
 mod support;
 
@@ -17,7 +16,7 @@ use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, RenameFlags, own_files};
 
-const NAME: &str = "modes_of_ones_own_files_are_in_nobodys_way";
+const NAME: &str = "the_assistant_gets_past_modes_of_the_users_own_files";
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -30,13 +29,13 @@ fn main() {
         Some("__live") => live(Path::new(&args[2])),
         _ if args.iter().any(|a| a == "--list") => println!("{NAME}: test"),
         _ => {
-            modes_of_ones_own_files_are_in_nobodys_way();
+            the_assistant_gets_past_modes_of_the_users_own_files();
             println!("test {NAME} ... ok");
         }
     }
 }
 
-fn modes_of_ones_own_files_are_in_nobodys_way() {
+fn the_assistant_gets_past_modes_of_the_users_own_files() {
     let user = AsUser::new(|home| {
         if is_root() {
             let strange = home.join("strange");
@@ -103,7 +102,7 @@ fn live(home: &Path) {
         assert!(refused.is_denied(), "another owner's file");
     }
 
-    // One that is killed is missed once.
+    // The call during which it was killed fails once.
     let me = std::process::id();
     let children = std::fs::read_to_string(format!("/proc/self/task/{me}/children")).unwrap();
     let assistant = children.trim().parse().unwrap();

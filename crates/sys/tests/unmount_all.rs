@@ -1,4 +1,4 @@
-//! A tree is let go of before it is removed: a process sits in it, another mount namespace holds
+//! A tree is released before it is removed: a process works in it, another mount namespace holds
 //! it, or something foreign is mounted over it.
 
 use std::process::{Command, Stdio};
@@ -115,7 +115,7 @@ fn removal_succeeds_while_something_is_mounted_over_it() {
     for place in [tree.join("merged/d"), tree.join("merged"), tree.clone()] {
         mount::bind(&foreign, &place, BindOptions::default()).unwrap();
     }
-    // Those that hang on a detached mount go with it and are not counted.
+    // Those attached to a detached mount go with it and are not counted.
     assert!(mount::unmount_all(&tree).unwrap() >= 3);
     assert!(mountinfo::read().unwrap().beneath(&tree).is_empty());
     assert_eq!(remove(&scratch), Removal::Gone);

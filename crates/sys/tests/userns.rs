@@ -1,8 +1,8 @@
-//! A namespace holder and its joiners, run as a plain user who has nothing but one id.
+//! A namespace holder and the processes that join it, run as a plain user with just one id.
 //!
-//! The program plays every part itself, told by its first argument, since leaving and joining a
-//! user namespace takes a process with one thread. Run as root it becomes another user for the real
-//! thing; run as a plain user it stays who it is.
+//! The program plays every part itself, chosen by its first argument, since leaving and joining a
+//! user namespace needs a process with one thread. Run as root it becomes another user; run as a
+//! plain user it stays that user.
 
 mod support;
 
@@ -85,8 +85,8 @@ impl Drop for Ender {
     }
 }
 
-/// The plain user's session: start a holder, run two commands in it, see that the second finds the
-/// first's mount, end.
+/// The plain user's session: start a holder, run two commands in it, check that the second finds
+/// the first's mount, end.
 fn live(home: &Path) {
     let me = std::fs::metadata("/proc/self").unwrap();
     assert_ne!(me.uid(), 0);

@@ -1,34 +1,34 @@
-//! Every operation beside every attribute: whether a mount goes on showing what is not true any
-//! more, and what each operation changed.
+//! Every operation combined with every attribute: whether a mount keeps showing stale values, and
+//! what each operation changed.
 //!
-//! The operations, and the ways to ask, are in `caching/matrix.py`, a program since many of them
-//! take another user's rights in the middle. An operation is tried anew for each way of asking,
-//! since one answer may refresh what the next is asked from.
+//! The operations, and the ways to read attributes, are in `caching/matrix.py`, a program since
+//! many of them switch to another user's rights in the middle. An operation is repeated for each
+//! way of reading, since one answer may refresh the cache for the next.
 
 use std::path::Path;
 use std::process::Command;
 
 const MATRIX: &str = include_str!("caching/matrix.py");
 
-/// What was seen of the operations.
+/// The observed results of the operations.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Answers that were not true: operation, how it was asked, of what, and what was said and is.
+    /// Stale answers: operation, how the attribute was read, of what, the answer and the truth.
     pub stale: Vec<String>,
-    /// What each operation changed of each node, but for times of access and numbers of blocks.
+    /// What each operation changed of each node, except access times and block counts.
     pub changed: Vec<String>,
-    /// Operations that can't be done there, and why.
+    /// Operations that are impossible there, and why.
     pub untried: Vec<String>,
     /// How many answers were compared.
     pub cells: u64,
 }
 
-/// How answers are asked for.
+/// How attributes are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ways {
-    /// Each field alone and all together, by name and by descriptor.
+    /// Each field by itself and all together, by name and by descriptor.
     Each,
-    /// Each field alone by descriptor, and all together in both ways.
+    /// Each field by itself by descriptor, and all together in both ways.
     EachFieldOnce,
     /// All fields together, in both ways.
     AllFields,
@@ -47,12 +47,12 @@ impl Ways {
     }
 }
 
-/// How much is tried.
+/// How much to try.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent<'a> {
-    /// Names of operations; all, if there is none.
+    /// Names of operations; empty means all.
     pub operations: &'a [&'a str],
-    /// How answers are asked for.
+    /// How attributes are read.
     pub ways: Ways,
 }
 
@@ -68,12 +68,12 @@ impl Extent<'_> {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Makes the files that [`Extent::try_in`] uses up.
+    /// Creates the files that [`Extent::try_in`] uses up.
     pub fn prepare(&self, dir: &Path) {
         self.run("prepare", dir);
     }
 
-    /// Tries every operation in a directory that was prepared, by way of a mount or not.
+    /// Tries every operation in a prepared directory, through a mount or not.
     pub fn try_in(&self, dir: &Path) -> Seen {
         let mut seen = Seen::default();
         for line in self.run("try", dir).lines() {
@@ -90,8 +90,8 @@ impl Extent<'_> {
 }
 
 impl Seen {
-    /// Returns what changed otherwise than in `other`, by operation and node, without the
-    /// operations in `but`.
+    /// Returns the changes that differ from `other`, by operation and node, without the operations
+    /// in `but`.
     pub fn differs(&self, other: &Seen, but: &[&str]) -> Vec<String> {
         let counts = |line: &&String| {
             let operation = line.split(' ').next().unwrap_or_default();

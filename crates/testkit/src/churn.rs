@@ -1,8 +1,8 @@
-//! Random changes to a tree, of every kind that leaves its own trace in an overlay's upper.
+//! Random changes to a tree, of every type that leaves its own trace in an overlay's upper.
 //!
 //! The tree is changed through ordinary system calls, so it may be a kernel overlay, a FUSE mount
 //! or a plain directory. An operation that fails (a rename over a full directory, a link across
-//! layers) is passed over: what matters is that afterwards two views of the result agree.
+//! layers) is skipped: what matters is that afterwards two views of the result agree.
 
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -14,12 +14,13 @@ use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags};
 
 use crate::Rng;
 
-/// What kinds of change are made.
+/// Which types of changes to make.
 #[derive(Debug, Clone, Copy)]
 pub struct Churn {
     /// Hard links.
     pub links: bool,
-    /// Xattrs under `trusted.`, also such that look like an overlay's marks: they need privilege.
+    /// Xattrs under `trusted.`, including some that look like an overlay's marks: they need
+    /// privilege.
     pub trusted_xattrs: bool,
     /// Device nodes.
     pub devices: bool,
@@ -33,7 +34,7 @@ impl Churn {
         devices: true,
     };
 
-    /// Changes the tree at `root` `count` times; the root itself only by what is made in it.
+    /// Changes the tree at `root` `count` times; the root itself only by what is created in it.
     pub fn run(self, rng: &mut Rng, root: &Path, count: usize) {
         for _ in 0..count {
             let paths = paths(root);
@@ -93,7 +94,7 @@ impl Churn {
                 false => fs::remove_file(&any),
             },
             16 => fs::remove_file(&any),
-            // Deleting and making anew leaves opaque directories and files over whiteouts.
+            // Deleting and recreating leaves opaque directories and files over whiteouts.
             17 if is_dir(&any) => {
                 fs::remove_dir_all(&any)?;
                 fs::create_dir(&any)?;
@@ -151,7 +152,7 @@ pub fn grow(rng: &mut Rng, root: &Path, count: usize) {
             0 => fs::create_dir(&new),
             _ => write(rng, &new),
         };
-        // A name drawn twice is no loss.
+        // A name drawn twice does no harm.
         let _ = made;
     }
 }
@@ -168,7 +169,7 @@ fn write(rng: &mut Rng, path: &Path) -> io::Result<()> {
 fn regular(path: &Path) -> io::Result<&Path> {
     match path.symlink_metadata()?.is_file() {
         true => Ok(path),
-        false => Err(io::Error::other("no regular file")),
+        false => Err(io::Error::other("not a regular file")),
     }
 }
 

@@ -5,7 +5,7 @@
 //! policy inside one [`Home`], which unmounts, stops and removes all of it when dropped,
 //! also when the test fails. No tool is given a network.
 //!
-//! A tool that is not installed is `None`: the caller says so through
+//! For a tool that is not installed the result is `None`, and the caller reports that through
 //! [`crate::untested()`]. A tool that is there and fails is an error.
 
 mod containerd;
@@ -43,7 +43,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Returns whether all of `programs` can be used, and if not says so through [`crate::untested()`].
+/// Returns whether all of `programs` can be used, and if not reports so through
+/// [`crate::untested()`].
 #[track_caller]
 pub fn available(programs: &[&str]) -> bool {
     if !crate::is_root() {
@@ -59,10 +60,10 @@ pub fn available(programs: &[&str]) -> bool {
     true
 }
 
-/// Runs `command` and returns its standard output without the last line end.
+/// Runs `command` and returns its standard output without the last newline.
 ///
-/// Errors: the program can't be started, or ends with another status than 0; the text then
-/// holds the command line, the status and both outputs.
+/// Errors: the program can't be started, or exits with a status other than 0; the text then
+/// contains the command line, the status and both outputs.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
     let line = format!("{command:?}");
     let Output {

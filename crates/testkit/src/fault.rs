@@ -1,10 +1,10 @@
-//! Faults below a shipped program ([`crate::seam`] does it to a piece of code, at every call, in a
-//! fraction of the time): the n-th system call of a kind kills it, or fails.
+//! Faults below a shipped program: the n-th system call of a type kills it, or fails.
+//! ([`crate::seam`] does it to a piece of code, at every call, in a fraction of the time.)
 //!
-//! The program is run under `strace`, which counts and injects, so nothing in it knows that it is
-//! tested. A kill comes at the call's entry: the call does not happen, nothing after it does.
-//! Counting is by thread, so in a program of several threads "the n-th" means of whichever thread
-//! gets there first.
+//! The program runs under `strace`, which counts and injects, so nothing in it knows that it is
+//! being tested. A kill comes at the call's entry: neither the call nor anything after it happens.
+//! Counting is per thread, so in a multi-threaded program "the n-th" means the n-th of whichever
+//! thread gets there first.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::process::{Command, ExitStatus};
 /// What happens at the n-th call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// SIGKILL, as if the power went.
+    /// SIGKILL, as in a power failure.
     Kill,
     /// The call fails with this error (`ENOSPC`, `EIO`) and is not made; later ones succeed.
     Fail(&'static str),
@@ -21,18 +21,18 @@ pub enum Effect {
     FailFrom(&'static str),
 }
 
-/// What became of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Run {
     /// Whether the program got as far as the n-th call.
     pub hit: bool,
     /// How it ended.
     pub status: ExitStatus,
-    /// What it said on stderr.
+    /// Its standard error.
     pub stderr: String,
 }
 
-/// The kinds of calls that change something on disk, each with the names it goes by.
+/// The calls that change something on disk, grouped by type with all their names.
 pub const CHANGES: [&str; 10] = [
     "mkdir,mkdirat",
     "rename,renameat,renameat2",
@@ -46,7 +46,7 @@ pub const CHANGES: [&str; 10] = [
     "ftruncate",
 ];
 
-/// True if strace is there and may trace here; otherwise the test is reported as untested.
+/// True if strace is installed and may trace here; otherwise the test is reported as untested.
 pub fn available() -> bool {
     let tried = Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "true"])
@@ -105,8 +105,8 @@ pub fn run<A: AsRef<OsStr>>(
 /// Runs `attempt` for n = 1, 2, ... until the program is no longer hit, and returns how often it
 /// was.
 ///
-/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns what `run`
-/// returned. Panics after `limit` hits: then the test is not what it is meant to be.
+/// `attempt` sets up, calls [`run`] with its n, checks what is left, and returns what `run`
+/// returned. Panics after `limit` hits: then the test does not do what it should.
 pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Run) -> u32 {
     for n in 1..=limit {
         if !attempt(n).hit {

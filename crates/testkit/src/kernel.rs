@@ -1,7 +1,7 @@
-//! Overlay mounts by the kernel itself, to compare ours with, and what a kernel has since when.
+//! Overlay mounts by the kernel itself, to compare ours with, and which kernel version has what.
 //!
-//! Made through the mount API directly and not with Vellum's code for mounting, so that a mistake
-//! there can't hide one elsewhere.
+//! They use the mount API directly instead of Vellum's mount code, so that a mistake there can't
+//! hide one elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub struct Overlay {
     pub data_lowers: Vec<PathBuf>,
     /// The upper and the work directory.
     pub upper: Option<(PathBuf, PathBuf)>,
-    /// Other options; an empty value makes a flag (`userxattr`).
+    /// Other options; an empty value means a flag (`userxattr`).
     pub options: Vec<(String, String)>,
 }
 
@@ -34,8 +34,8 @@ impl Overlay {
 
     /// Mounts on the existing directory `target`, which `scratch` unmounts at the end.
     ///
-    /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the
-    /// kernel said.
+    /// The kernel cuts layer paths at 256 bytes. Errors name the step and include the kernel's
+    /// message.
     pub fn mount(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
         if !Since::LayersOneByOne.is_here() {
             return self.mount_at_once(scratch, target);
@@ -81,7 +81,7 @@ impl Overlay {
 }
 
 impl Overlay {
-    /// As before Linux 6.8: one text with all options, at most a page.
+    /// As before Linux 6.8: one string with all options, at most a page.
     fn mount_at_once(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
         let join = |layers: &[PathBuf]| {
             let paths: Vec<_> = layers.iter().map(|path| escaped(path)).collect();
@@ -121,23 +121,23 @@ fn escaped(path: &Path) -> String {
         .replace(',', "\\,")
 }
 
-/// What the kernel learnt with a version.
+/// Features that came with a kernel version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {
     /// Data-only layers, `lowerdir=a::b`.
     DataOnlyLayers,
-    /// A metacopy has a version and a length, and one that has others is EIO. Before, any is a
+    /// A metacopy has a version and a length; any other content is EIO. Before, any content is a
     /// metacopy.
     CheckedMetacopies,
     /// Whiteouts that are files with an attribute.
     WhiteoutsInXattrs,
-    /// `overlay.*` attributes set through a mount, kept under other names.
+    /// `overlay.*` attributes set through a mount are kept under other names.
     EscapedMarks,
     /// `lowerdir+`.
     LayersOneByOne,
-    /// The UUID of any file system; before, ext4, XFS and btrfs tell theirs, and tmpfs does not.
+    /// The UUID of any file system; before, ext4, XFS and btrfs report theirs, and tmpfs does not.
     EveryUuid,
-    /// Files of FUSE that the kernel reads and writes by itself.
+    /// FUSE files that the kernel reads and writes by itself.
     FusePassthrough,
     /// `O_TMPFILE` on an overlay.
     TmpfilesOnOverlays,

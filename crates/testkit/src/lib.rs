@@ -1,4 +1,4 @@
-//! What the tests of every room share.
+//! Shared test code of all crates.
 //!
 //! * [`scratch`]: temporary directories and whole file systems (loop-mounted or in memory) that are
 //!   gone after the test, also after a panic.
@@ -6,7 +6,7 @@
 //!   entry by entry.
 //! * [`kernel`]: overlay mounts by the kernel, made without Vellum's own mount code, to compare
 //!   with.
-//! * [`caching`]: every operation beside every attribute, for mounts that are cached.
+//! * [`caching`]: every operation with every attribute, for cached mounts.
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of
 //!   their own.
 //! * [`model`]: the merge of layers, written a second time, in memory and without looking at the
@@ -18,7 +18,7 @@
 //! * [`user`]: a plain user with subordinate ids, for what must work without root.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
 //! * [`script`]: random steps that are recorded, and shrink when they fail.
-//! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever
+//! * [`untested`](untested()): reports and counts what could not be tested here. Nothing is ever
 //!   skipped silently.
 //!
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has

@@ -1,9 +1,9 @@
 //! The merge of layers, written a second time: in memory, eager, from the bottom up.
 //!
-//! The union room asks layers one by one from the top and stops as soon as it can. This model does
-//! the opposite: it begins with the lowest layer as the whole view, and lays each layer over the
-//! finished view of those below it. A redirect is then a plain lookup in that view. The two share
-//! no code and no idea but the format's meaning, so a mistake in one shows as a difference.
+//! The union crate reads layers one by one from the top and stops as soon as it can. This model
+//! does the opposite: it begins with the lowest layer as the whole view, and lays each layer over
+//! the finished view of those below it. A redirect is then a plain lookup in that view. The two
+//! share no code and no idea but the format's meaning, so a mistake in one shows as a difference.
 
 use std::collections::BTreeMap;
 
@@ -51,19 +51,18 @@ pub struct Dir {
 pub enum Seen {
     /// Neither directory nor regular file.
     Special(u32),
-    /// A regular file: whose attributes, whose data.
+    /// A regular file: the layers of its attributes and its data.
     File(u32, u32),
-    /// A directory: whose attributes, and what is in it.
+    /// A directory: the layer of its attributes, and its content.
     Dir(u32, BTreeMap<String, Seen>),
-    /// A file whose data is not where its mark says. Whoever uses the name gets an error.
+    /// A file whose data is not where its mark says. Using the name is an error.
     NoData,
-    /// A directory that was renamed, and whose old content is not where its mark says. Whoever uses
-    /// the name gets an error; what it has of its own is still found by a redirect that leads
-    /// through it.
+    /// A directory that was renamed, and whose old content is not where its mark says. Using the
+    /// name is an error; its own content is still found by a redirect that leads through it.
     Dangling(BTreeMap<String, Seen>),
 }
 
-/// Returns the view of a union of `layers`, the top one first; there must be one.
+/// Returns the view of a union of `layers`, the top one first; there must be at least one.
 pub fn view(layers: &[Dir]) -> Seen {
     let (lowest, above) = layers.split_last().expect("a union has a layer");
     let empty = Seen::Dir(0, BTreeMap::new());

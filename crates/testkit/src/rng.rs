@@ -1,7 +1,7 @@
 //! Random choices that can be repeated.
 //!
-//! A small generator of our own (SplitMix64), so that a seed printed today means the same after an
-//! update of any dependency.
+//! A small generator of our own (SplitMix64), so that a seed printed today still means the same
+//! after an update of any dependency.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -46,7 +46,7 @@ impl Rng {
     /// Returns the next 64 bits.
     #[expect(
         clippy::should_implement_trait,
-        reason = "random choices are no iterator"
+        reason = "random choices are not an iterator"
     )]
     pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -77,7 +77,7 @@ impl Rng {
         (0..length).map(|_| self.next() as u8).collect()
     }
 
-    /// Returns a file name of 1 to 12 bytes that may be no UTF-8, never `.`, `..`, and never a
+    /// Returns a file name of 1 to 12 bytes that may not be UTF-8, never `.`, `..`, and never a
     /// `.wh.` name.
     pub fn name(&mut self) -> OsString {
         let length = 1 + self.below(12);

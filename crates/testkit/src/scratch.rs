@@ -1,7 +1,7 @@
-//! Places for tests to write in, gone afterwards.
+//! Temporary directories for tests.
 //!
-//! Everything a [`Scratch`] mounted or made is undone when it is dropped, mounts first and last
-//! mount first, also while a panic unwinds. A process that is killed leaves litter under
+//! Everything a [`Scratch`] mounted or created is undone when it is dropped, mounts first and the
+//! last mount first, also while a panic unwinds. A process that is killed leaves litter under
 //! `VELLUM_TEST_DIR` (default: the system's temporary directory), named `vellum-test-*`.
 
 use std::io;
@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The file systems that can be made for a test.
+/// The file systems that can be created for a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FsKind {
     /// ext4 with Debian's defaults.
@@ -26,7 +26,7 @@ pub enum FsKind {
 }
 
 impl FsKind {
-    /// Every kind.
+    /// Every type.
     pub const ALL: [FsKind; 5] = [
         FsKind::Ext4,
         FsKind::Ext4NoFiletype,
@@ -69,9 +69,9 @@ impl Default for Scratch {
 }
 
 impl Scratch {
-    /// Makes a new, empty directory, mode 0700.
+    /// Creates a new, empty directory, mode 0700.
     ///
-    /// From now on what this process makes can be read by others: tests count on the usual umask,
+    /// From now on new files of this process are readable by others: tests rely on the usual umask,
     /// whatever the caller's is.
     pub fn new() -> Scratch {
         usual_umask();
@@ -92,19 +92,19 @@ impl Scratch {
         &self.dir
     }
 
-    /// Returns a path below the directory; makes nothing.
+    /// Returns a path below the directory; creates nothing.
     pub fn join(&self, below: impl AsRef<Path>) -> PathBuf {
         self.dir.join(below)
     }
 
-    /// Makes a directory below, with its parents, and returns its path.
+    /// Creates a directory below, with its parents, and returns its path.
     pub fn dir(&self, below: impl AsRef<Path>) -> PathBuf {
         let path = self.join(below);
         std::fs::create_dir_all(&path).expect("a directory in the scratch place");
         path
     }
 
-    /// Makes a file below, with its parents, and returns its path.
+    /// Creates a file below, with its parents, and returns its path.
     pub fn file(&self, below: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.join(below);
         std::fs::create_dir_all(path.parent().expect("a file has a parent"))
@@ -116,8 +116,9 @@ impl Scratch {
     /// Mounts a new file system of `size_mib` (raised to what its tools need) on the new directory
     /// `below`.
     ///
-    /// The root directory of the new file system gets mode 0755. Needs root. Errors tell which tool
-    /// failed and what it said; a test then reports itself as [`untested`](crate::untested()).
+    /// The root directory of the new file system gets mode 0755. Needs root. Errors name the tool
+    /// that failed and include its output; a test then reports itself as
+    /// [`untested`](crate::untested()).
     pub fn file_system(
         &self,
         below: impl AsRef<Path>,
@@ -127,7 +128,8 @@ impl Scratch {
         self.file_system_with(below, kind, size_mib, &[], "loop")
     }
 
-    /// The same, keeping project quotas, as XFS and ext4 can. Errors: also that the kernel can't.
+    /// The same, with project quotas, which XFS and ext4 can keep. Errors: also if the kernel
+    /// can't.
     pub fn file_system_with_quotas(
         &self,
         below: impl AsRef<Path>,
@@ -178,7 +180,7 @@ impl Scratch {
         Ok(target)
     }
 
-    /// Promises to unmount `target` at the end (before the mounts adopted earlier).
+    /// Takes over unmounting `target` at the end (before the mounts adopted earlier).
     pub fn adopt_mount(&self, target: &Path) {
         self.mounts
             .lock()
@@ -197,12 +199,12 @@ impl Scratch {
         unmount_at_last(target, Duration::from_secs(30)).expect("the mount goes");
     }
 
-    /// Makes an executable script below, with its parents, and returns its path. It can be run at
+    /// Creates an executable script below, with its parents, and returns its path. It can be run at
     /// once.
     ///
-    /// Another process writes it: a child that a test beside this one starts at that moment would
-    /// inherit a descriptor open for writing, and until it executes its own program nobody can
-    /// execute this one (`ETXTBSY`).
+    /// Another process writes it. A child that a concurrent test starts at that moment would
+    /// inherit a descriptor open for writing, and until it executes its own program no process
+    /// could execute this one (`ETXTBSY`).
     pub fn script(&self, below: impl AsRef<Path>, text: &str) -> PathBuf {
         let path = self.join(below);
         std::fs::create_dir_all(path.parent().expect("a file has a parent"))
@@ -223,7 +225,7 @@ impl Drop for Scratch {
             Err(poisoned) => poisoned.into_inner(),
         };
         for target in mounts.drain(..).rev() {
-            // Nobody is left who could mind that it lives on, out of sight, with its last user.
+            // Nothing is left that would mind if it lives on, detached, with its last user.
             if let Err(error) = unmount_at_last(&target, Duration::ZERO) {
                 eprintln!("scratch: {} stays mounted: {error}", target.display());
             }
@@ -234,25 +236,24 @@ impl Drop for Scratch {
     }
 }
 
-/// Sets the umask that most people have. It is the process's, and the same whichever test sets it.
+/// Sets the usual umask. It is per process, and the same whichever test sets it.
 pub(crate) fn usual_umask() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 /// Returns the mounts that this process sees, as in `/proc/self/mountinfo`.
 ///
-/// Tests beside the calling one mount at names that are no text: what is none in them is shown as
-/// U+FFFD.
+/// Concurrent tests mount at names that are not valid text: invalid parts are shown as U+FFFD.
 pub fn mount_table() -> String {
     let table = std::fs::read("/proc/self/mountinfo").expect("/proc is mounted");
     String::from_utf8_lossy(&table).into_owned()
 }
 
-/// Unmounts `target`, and waits for users that are just leaving.
+/// Unmounts `target`, and waits for users that are about to finish.
 ///
-/// A process that a test beside this one starts has copies of all descriptors of this process until
-/// it executes its own program; one that was killed has its own until it is gone. Errors: `EBUSY`
-/// if the mount is in use for half a minute; what umount2(2) says else.
+/// A process that a concurrent test starts has copies of all descriptors of this process until it
+/// executes its own program; one that was killed has its own until it is gone. Errors: `EBUSY` if
+/// the mount is in use for half a minute; otherwise those of umount2(2).
 pub fn unmount(target: &Path) -> io::Result<()> {
     Ok(unmount_within(target, Duration::from_secs(30))?)
 }
@@ -270,8 +271,8 @@ fn unmount_within(target: &Path, patience: Duration) -> Result<(), rustix::io::E
     }
 }
 
-/// The same, but one that is in use even then goes out of sight at least, and one that the test, or
-/// the code under test, unmounted itself is as good.
+/// The same, but a mount that is still in use then is at least detached, and one that the test, or
+/// the code under test, unmounted itself is not an error.
 fn unmount_at_last(target: &Path, patience: Duration) -> io::Result<()> {
     use rustix::mount::UnmountFlags;
     match unmount_within(target, patience) {
@@ -284,10 +285,10 @@ fn unmount_at_last(target: &Path, patience: Duration) -> io::Result<()> {
     }
 }
 
-/// Copies a program, so that everybody can run the copy at once: see [`Scratch::script`]. A second
+/// Copies a program, so that every user can run the copy at once: see [`Scratch::script`]. A second
 /// name is as good as a copy.
 ///
-/// Panics if neither can be made.
+/// Panics if neither can be created.
 pub fn copy_program(from: &Path, to: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(from).map(|found| found.permissions().mode());
@@ -301,8 +302,8 @@ pub fn copy_program(from: &Path, to: &Path) {
     }
 }
 
-/// Removes a tree with `rm`, which manages depths and modes that `std` does not; immutable files
-/// are freed first.
+/// Removes a tree with `rm`, which copes with depths and modes that `std` does not; immutable flags
+/// are cleared first.
 fn remove_tree(dir: &Path) -> Result<(), String> {
     let remove = || {
         run(Command::new("rm")
@@ -310,7 +311,7 @@ fn remove_tree(dir: &Path) -> Result<(), String> {
             .arg(dir))
     };
     remove().or_else(|_| {
-        // Its own failure does not matter: the second removal tells what is left.
+        // Its own failure does not matter: the second removal shows what is left.
         let _ = run(Command::new("chattr")
             .args(["-R", "-f", "-i", "-a"])
             .arg(dir));
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_system_can_be_made() {
+    fn every_file_system_can_be_created() {
         if !crate::needs_root("scratch file systems") {
             return;
         }

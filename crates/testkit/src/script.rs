@@ -1,11 +1,11 @@
 //! Random tests whose failures shrink: steps are recorded as they are chosen, and after a failure
-//! the fewest are looked for with which the test still fails.
+//! the shortest sequence that still fails is searched for.
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// The steps of one attempt: chosen as it goes, or those of an earlier attempt, or some of them.
+/// The steps of one attempt: chosen as it runs, or all or some of an earlier attempt's.
 #[derive(Debug)]
 pub struct Script<S> {
     given: Option<std::vec::IntoIter<S>>,
@@ -13,8 +13,8 @@ pub struct Script<S> {
 }
 
 impl<S: Clone> Script<S> {
-    /// Returns the next step, by `choose` if this is the first attempt; `None` if no more are
-    /// given.
+    /// Returns the next step, by `choose` if this is the first attempt; `None` if no given steps
+    /// are left.
     pub fn next(&mut self, choose: impl FnOnce() -> S) -> Option<S> {
         let step = match &mut self.given {
             None => choose(),
@@ -24,20 +24,20 @@ impl<S: Clone> Script<S> {
         Some(step)
     }
 
-    /// True if steps are given: then there are fewer, and each is worth a look at everything.
+    /// True if steps are given: then there are fewer, and each is worth a full check.
     pub fn is_given(&self) -> bool {
         self.given.is_some()
     }
 }
 
-/// How long a failure is shrunk.
+/// How long to shrink a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs `attempt`. If it panics, runs it again with fewer and fewer steps, prints the fewest with
-/// which it still panics, and goes on with the first panic.
+/// which it still panics, and resumes the first panic.
 ///
-/// An attempt begins anew each time, and must do the same with the same steps. Steps that make no
-/// sense without earlier ones, it leaves out.
+/// An attempt starts afresh each time, and must do the same with the same steps. It leaves out
+/// steps that make no sense without earlier ones.
 pub fn play<S: Clone + Debug>(attempt: impl Fn(&mut Script<S>)) {
     let mut script = Script {
         given: None,
@@ -60,13 +60,16 @@ pub fn play<S: Clone + Debug>(attempt: impl Fn(&mut Script<S>)) {
         true => {
             let all = steps.len();
             let fewest = fewest(steps, fails);
-            eprintln!("enough are, of {all} steps, {}: {fewest:#?}", fewest.len());
+            eprintln!(
+                "of {all} steps, these {} are enough: {fewest:#?}",
+                fewest.len()
+            );
         }
     }
     resume_unwind(panic)
 }
 
-/// Leaves out what is not needed for `fails`: halves, then quarters, at last single steps.
+/// Leaves out what is not needed for `fails`: halves, then quarters, finally single steps.
 pub fn fewest<S: Clone>(mut steps: Vec<S>, fails: impl Fn(&[S]) -> bool) -> Vec<S> {
     let mut size = steps.len().div_ceil(2).max(1);
     loop {
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_panic_is_told_after_fewer_steps_were_tried() {
+    fn the_first_panic_is_reported_after_shrinking() {
         let attempts = std::cell::RefCell::new(Vec::new());
         let ended = catch_unwind(AssertUnwindSafe(|| {
             play(|script: &mut Script<u32>| {
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fail_is_played_once() {
+    fn a_passing_test_runs_once() {
         let attempts = std::cell::Cell::new(0);
         play(|script: &mut Script<u32>| {
             attempts.set(attempts.get() + 1);

@@ -1,14 +1,14 @@
 //! Faults inside this process, at every system call that a piece of code makes: the n-th one fails,
 //! or nothing more happens from there on, or the power goes.
 //!
-//! The code runs on a thread of its own whose calls on files wait for an answer from here
-//! (seccomp's user notification; see `notify`). So nothing in a product knows that it is tested,
-//! and no call of those in `call.rs` escapes: not those of a library such as SQLite, nor the
-//! standard library's. No privilege is needed, and no process for each run. What is written through
-//! a mapping or by io_uring is not seen.
+//! The code runs on a separate thread whose file system calls wait for an answer from here
+//! (seccomp's user notification; see `notify`). So nothing in a product knows that it is being
+//! tested, and no call listed in `call.rs` escapes, whether it comes from a library such as SQLite
+//! or from the standard library. No privilege is needed, and no process for each run. Writes
+//! through a mapping or by io_uring are not seen.
 //!
-//! Only calls on what lies below one directory count: a test's own output and the files in /proc
-//! are let through.
+//! Only calls on files below one directory count: a test's own output and the files in /proc are
+//! let through.
 
 mod call;
 mod notify;
@@ -32,11 +32,11 @@ use picture::Safe;
 pub enum Effect {
     /// The call fails with this error number and is not made; later ones are.
     Fail(i32),
-    /// All calls that change or sync something fail so, from the n-th on: a disk that stays full,
-    /// or broke.
+    /// From the n-th on, all calls that change or sync something fail with this error: a disk that
+    /// stays full, or is broken.
     FailFrom(i32),
-    /// The same, to be looked at as if the process had been killed at the call's entry: whatever it
-    /// still does leaves no trace, and what it believes does not count.
+    /// The same, to be treated as if the process had been killed at the call's entry: its later
+    /// actions leave no trace, and its result does not count.
     Stop,
 }
 
@@ -45,21 +45,21 @@ pub enum Effect {
 pub enum Counted {
     /// Those that change or sync something.
     Changes,
-    /// And those that only look.
+    /// And those that only read.
     All,
 }
 
-/// What became of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Run<T> {
-    /// The call that the effect met; `None` if the code made fewer.
+    /// The call that was hit; `None` if the code made fewer.
     pub hit: Option<Call>,
-    /// What the code returned, or the panic it ended with.
+    /// The code's result, or its panic.
     pub value: thread::Result<T>,
 }
 
 impl<T> Run<T> {
-    /// Returns what the code returned. Goes on with its panic, if it ended so.
+    /// Returns the code's result, or resumes its panic.
     pub fn value(self) -> T {
         self.value.unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -68,7 +68,7 @@ impl<T> Run<T> {
 /// What a power cut, or a kill, at one moment would leave.
 #[derive(Debug, Clone)]
 pub struct Moment {
-    /// Before which call it is; `None` is the end.
+    /// The call before which it happens; `None` is the end.
     pub before: Option<Call>,
     /// How much is lost.
     pub loses: Loses,
@@ -81,14 +81,14 @@ pub struct Moment {
 pub enum Loses {
     /// Nothing: only the process is gone.
     Nothing,
-    /// Bytes of files that were not synced. Names and attributes are on disk, as ext4 and XFS have
-    /// it.
+    /// Bytes of files that were not synced. Names and attributes are on disk, as ext4 and XFS
+    /// guarantee.
     Bytes,
-    /// All that was not synced, names too.
+    /// Everything that was not synced, including names.
     Unsynced,
 }
 
-/// True if this kernel has what it takes; otherwise the test is reported as untested.
+/// True if this kernel supports it; otherwise the test is reported as untested.
 pub fn available() -> bool {
     let tried = thread::spawn(|| Listener::on_this_thread(&[libc::SYS_acct]).map(drop));
     match tried.join() {
@@ -101,10 +101,9 @@ pub fn available() -> bool {
     }
 }
 
-/// Runs `work`, with `effect` at the `n`-th (from 1) of the counted calls on what lies below
-/// `root`.
+/// Runs `work`, with `effect` at the `n`-th (from 1) of the counted calls on files below `root`.
 ///
-/// `work` may start threads; they are counted too. Panics if [`available`] is false.
+/// `work` may start threads; their calls are counted too. Panics if [`available`] is false.
 pub fn run<T: Send>(
     root: &Path,
     counted: Counted,
@@ -127,7 +126,7 @@ pub fn run<T: Send>(
             Effect::Fail(error) if count == n => Answer::Fail(error),
             Effect::FailFrom(error) if count >= n && changes => Answer::Fail(error),
             Effect::Stop if count >= n && changes => Answer::Fail(libc::EIO),
-            // Nothing is lost here, so nothing has to be waited for.
+            // Nothing is lost here, so nothing needs to be awaited.
             _ if call.does == Does::Syncs => Answer::Pretend,
             _ => Answer::Make,
         }
@@ -138,9 +137,9 @@ pub fn run<T: Send>(
 
 /// Runs `attempt` for n = 1, 2, ... until the code is no longer hit, and returns how often it was.
 ///
-/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns the call that
-/// was hit. Panics after `limit` hits: then the test is not what it is meant to be.
-/// `VELLUM_FAULT=N` begins at the N-th.
+/// `attempt` sets up, calls [`run`] with its n, checks what is left, and returns the call that was
+/// hit. Panics after `limit` hits: then the test does not do what it should. `VELLUM_FAULT=N`
+/// starts at the N-th.
 pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Option<Call>) -> u32 {
     let first =
         std::env::var("VELLUM_FAULT").map_or(1, |n| n.parse().expect("VELLUM_FAULT is a number"));
@@ -152,11 +151,11 @@ pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Option<Call>) -> u32 {
     panic!("still hit after {limit} runs");
 }
 
-/// Runs `work` once, undisturbed, and returns what it returned and all that a cut at any of its
-/// calls would leave of the tree below `root`. Trees that are the same are there once, with the
-/// first moment, and at the end.
+/// Runs `work` once, undisturbed, and returns its result and everything that a cut at any of its
+/// calls would leave of the tree below `root`. Identical trees are listed once, with the first
+/// moment, and at the end.
 ///
-/// What is there beforehand counts as synced. Panics if [`available`] is false.
+/// The tree's initial state counts as synced. Panics if [`available`] is false.
 pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec<Moment>) {
     let mut safe = Safe::new(root);
     let mut seen = BTreeSet::new();
@@ -193,7 +192,7 @@ pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec
             _ => {}
         }
         match call.does {
-            // Nothing is lost here, so nothing has to be waited for.
+            // Nothing is lost here, so nothing needs to be awaited.
             Does::Syncs => Answer::Pretend,
             _ => Answer::Make,
         }
@@ -204,7 +203,7 @@ pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec
     (value, moments)
 }
 
-/// Runs `work` on a thread whose calls on files below `root` are made as `decide` says. Calls of
+/// Runs `work` on a thread whose calls on files below `root` are handled as `decide` says. Calls of
 /// several threads are decided one at a time.
 fn held<T: Send>(
     root: &Path,
@@ -220,7 +219,7 @@ fn held<T: Send>(
             let listener = listener.expect("seccomp's user notification");
             hand_over.send(listener).expect("the listener is awaited");
             let value = catch_unwind(AssertUnwindSafe(work));
-            // Told to the listener by being made; there is no such file.
+            // The call itself tells the listener; there is no such file.
             let _ = std::fs::remove_file(END);
             value
         });
@@ -240,7 +239,7 @@ fn held<T: Send>(
                 };
                 listener.answer(waiting, answer).expect("an answer");
             }
-            // The thread is about to end; a pool's, which it may have started, lives on and must
+            // The thread is about to end. A pool thread that it may have started lives on and must
             // not wait for ever.
             thread::spawn(move || {
                 while let Ok(Some(waiting)) = listener.next() {
@@ -254,5 +253,5 @@ fn held<T: Send>(
     })
 }
 
-/// Its removal says that the work has ended.
+/// Removing this file signals that the work has ended.
 const END: &str = "/proc/vellum-test-the-work-has-ended";

@@ -1,8 +1,8 @@
 //! A picture of a tree with everything a user can see of it, and the comparison of two.
 //!
 //! Shape: paths relative to the root, sorted by their bytes per component; the root itself is the
-//! empty path. Deep trees are fine: directories are opened one below the other, no long path is
-//! ever handed to the kernel. Reading changes access times, so those are no part of the picture.
+//! empty path. Deep trees are fine: directories are opened one below the other, and the kernel
+//! never gets a long path. Reading changes access times, so the picture leaves them out.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use sha2::{Digest, Sha256};
 
-/// What kind of object an entry is.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Kind {
@@ -51,8 +51,8 @@ pub struct Entry {
     pub content: Option<String>,
     /// Every xattr that is listed.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
-    /// For an object with several names in this tree: the first of them. So hard-link groups
-    /// compare by membership.
+    /// The first of several names of one object in this tree, so hard-link groups compare by
+    /// membership.
     pub linked_with: Option<PathBuf>,
     /// Device and inode number; not compared.
     pub identity: (u64, u64),
@@ -68,7 +68,7 @@ pub struct Tree {
 /// What a comparison leaves out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ignore {
-    /// Modification times of directories: they depend on the order in which a tree was made.
+    /// Modification times of directories: they depend on the order in which a tree was created.
     pub directory_mtimes: bool,
     /// Modification times of everything.
     pub mtimes: bool,
@@ -158,7 +158,7 @@ impl Tree {
     }
 }
 
-/// One thing that two trees disagree on.
+/// A difference between two trees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// Where.
@@ -372,7 +372,7 @@ fn named(error: io::Error, name: &OsStr) -> io::Error {
     io::Error::new(error.kind(), format!("{name:?}: {error}"))
 }
 
-/// Returns the SHA-256 of all that `file` gives, in hex.
+/// Returns the SHA-256 of `file`'s content, in hex.
 pub fn hash(mut file: impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
@@ -400,7 +400,7 @@ fn read_xattrs(dir: i32, name: &OsStr) -> io::Result<BTreeMap<OsString, Vec<u8>>
     {
         let mut value = vec![0; 64 * 1024];
         match rustix::fs::lgetxattr(&path, OsStr::from_bytes(xattr), &mut value[..]) {
-            // Listed, but gone or not for us (e.g. another process's trusted namespace).
+            // Listed, but gone or not readable (e.g. another namespace's trusted attribute).
             Err(rustix::io::Errno::NODATA) => continue,
             other => value.truncate(other?),
         }

@@ -2,7 +2,7 @@
 //!
 //! A test that lacks a kernel feature or privilege calls [`untested`] and returns. The line goes to
 //! the test's output and to the file named by `VELLUM_UNTESTED`, so that the end of a run can count
-//! what was not shown.
+//! what was left untested.
 
 use std::io::Write;
 
@@ -12,7 +12,7 @@ use std::io::Write;
 /// set.
 pub fn untested(feature: &str, why: impl std::fmt::Display) {
     let thread = std::thread::current();
-    // What programs say goes on for lines, and a claim is counted once.
+    // Programs print several lines, and a claim is counted once.
     let why = why.to_string();
     let why = why.lines().next().unwrap_or_default();
     let line = format!(
@@ -31,14 +31,14 @@ pub fn untested(feature: &str, why: impl std::fmt::Display) {
     }
 }
 
-/// Returns whether this process is root in the initial user namespace, as far as capabilities go.
+/// Returns whether this process is root in the initial user namespace, judging by its capabilities.
 pub fn is_root() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
     rustix::process::geteuid().is_root() && whole
 }
 
-/// Returns whether the test may go on because it runs as root; otherwise records `feature` as
+/// Returns whether the test may continue because it runs as root; otherwise records `feature` as
 /// untested.
 #[must_use]
 pub fn needs_root(feature: &str) -> bool {

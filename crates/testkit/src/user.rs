@@ -1,9 +1,8 @@
-//! A plain user for one test, with subordinate ids and a home, who leaves no trace on the machine.
+//! A plain user for one test, with subordinate ids and a home, that leaves no trace on the machine.
 //!
-//! The user exists only inside the mount namespace his commands run in, where copies of
-//! `/etc/passwd` and its neighbours that name him lie over the real files. Nothing is added to the
-//! machine and nothing has to be taken away again. Processes he leaves running are the test's to
-//! end.
+//! The user exists only inside the mount namespace of its commands, where copies of `/etc/passwd`
+//! and the like that name it cover the real files. Nothing is added to the machine and nothing must
+//! be removed again. The test must end processes that the user leaves running.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -16,12 +15,12 @@ use crate::{Scratch, needs_root, untested};
 /// The user's name.
 const NAME: &str = "vellum-plain-user";
 
-/// A plain user. His home and his files lie in the scratch directory he was made in.
+/// A plain user. Its home and its files lie in the scratch directory it was created in.
 #[derive(Debug)]
 pub struct PlainUser {
-    /// User and group number.
+    /// User and group id.
     pub id: u32,
-    /// First of his 65,536 subordinate user and group numbers.
+    /// First of its 65,536 subordinate user and group ids.
     pub first_subid: u32,
     etc: PathBuf,
     home: PathBuf,
@@ -29,9 +28,9 @@ pub struct PlainUser {
 }
 
 impl PlainUser {
-    /// Makes the user; `None`, and recorded as untested, if that can't be done here.
+    /// Creates the user; `None`, and recorded as untested, if that is impossible here.
     ///
-    /// Opens the scratch directory for passing through by others.
+    /// Makes the scratch directory searchable by others.
     pub fn new(scratch: &Scratch) -> Option<PlainUser> {
         let user = PlainUser::with_one_id(scratch)?;
         let found = user
@@ -56,8 +55,7 @@ impl PlainUser {
         PlainUser::new(scratch).filter(PlainUser::give_fuse)
     }
 
-    /// As [`PlainUser::new`], but the user has no subordinate ids: his own is the only one he may
-    /// use.
+    /// As [`PlainUser::new`], but the user has no subordinate ids: it may only use its own.
     pub fn with_one_id(scratch: &Scratch) -> Option<PlainUser> {
         if !needs_root("working as another user") {
             return None;
@@ -106,8 +104,8 @@ impl PlainUser {
         std::fs::set_permissions(&path, mode).expect("its mode");
     }
 
-    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False, and recorded as
-    /// untested, if there is none here.
+    /// Lets the user open `/dev/fuse`, which on most machines every user may. False, and recorded
+    /// as untested, if it does not exist.
     pub fn give_fuse(&self) -> bool {
         use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
         let device = self.etc.join("fuse-device");
@@ -135,12 +133,12 @@ impl PlainUser {
         &self.home
     }
 
-    /// Returns his `XDG_RUNTIME_DIR`.
+    /// Returns the user's `XDG_RUNTIME_DIR`.
     pub fn run_dir(&self) -> PathBuf {
         self.home.join("run")
     }
 
-    /// Returns a copy of `program` that the user may run, made once.
+    /// Returns a copy of `program` that the user may run, created once.
     pub fn borrow_program(&self, program: &Path) -> PathBuf {
         let copy = self
             .etc
@@ -151,14 +149,14 @@ impl PlainUser {
         copy
     }
 
-    /// Returns a command that runs `program` as the user, in his home, with his environment and
+    /// Returns a command that runs `program` as the user, in its home, with its environment and
     /// nothing of ours.
     ///
-    /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: say
-    /// `env NAME=VALUE` in the program.
+    /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: use `env
+    /// NAME=VALUE` in the program.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        // The new namespace has copies of what the tests beside this one have mounted, and would
-        // hold them for as long as it lives.
+        // The new namespace has copies of the mounts of concurrent tests, and would hold them for
+        // as long as it lives.
         const SCRIPT: &str = r#"
             etc=$1 id=$2 home=$3 run=$4 scratch=$5; shift 5
             others=
@@ -209,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_user_is_nobody_special_and_has_subordinate_ids() {
+    fn a_plain_user_has_no_privileges_but_subordinate_ids() {
         let scratch = Scratch::new();
         let Some(user) = PlainUser::new(&scratch) else {
             return;

@@ -1,4 +1,4 @@
-//! The seam itself: what it counts, what it makes fail, and what a power cut takes.
+//! The seam itself: what it counts, what it makes fail, and what a power cut loses.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,8 +7,8 @@ use std::path::Path;
 use vellum_testkit::Scratch;
 use vellum_testkit::seam::{self, Counted, Effect, Loses, Moment};
 
-/// A file is replaced: made under another name, synced, renamed, and the directory synced. Each can
-/// be left out.
+/// A file is replaced: created under another name, synced, renamed, and the directory synced. Each
+/// step can be left out.
 fn replace(root: &Path, sync_file: bool, sync_dir: bool) -> io::Result<()> {
     let new = root.join("new");
     let mut file = File::create(&new)?;
@@ -28,7 +28,7 @@ fn place(scratch: &Scratch, name: &str) -> std::path::PathBuf {
     scratch.join(name)
 }
 
-/// What the file says at each moment, with the name that the temporary one goes by, if it is there.
+/// The file's content at each moment, with the temporary file's name, if it exists.
 fn told(scratch: &Scratch, moments: Vec<Moment>) -> Vec<(Loses, bool, String)> {
     let seen = moments.into_iter().enumerate().map(|(at, moment)| {
         let root = scratch.dir(format!("moment{at}"));
@@ -88,7 +88,7 @@ fn after_a_stop_nothing_leaves_a_trace() {
 }
 
 #[test]
-fn a_panic_is_told_and_threads_are_counted() {
+fn a_panic_is_reported_and_threads_are_counted() {
     if !seam::available() {
         return;
     }

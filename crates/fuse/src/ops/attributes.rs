@@ -1,5 +1,5 @@
-//! Requests about attributes: stat, chmod and its kin, xattrs, flags of chattr(1), the room of the
-//! file system.
+//! Requests about attributes: stat, chmod and similar, xattrs, flags of chattr(1), file system
+//! space.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -43,8 +43,9 @@ impl Ops {
             self.may_give_privileges(call.header)?;
         }
         let now = match set.valid & setattr::FIELDS {
-            // So the kernel says, before a change of bytes, that privileges go. A chown(2) that
-            // names no owner looks the same: by one that may leave them there it takes nothing.
+            // This is how the kernel says, before bytes change, that privileges must be cleared. A
+            // chown(2) without an owner looks the same; if its caller may keep them, it clears
+            // nothing.
             0 => call.act(|to| to.drop_privileges(node))?,
             _ => call.act(|to| to.set_attr(node, &wanted))?,
         };
@@ -52,9 +53,10 @@ impl Ops {
         Ok(())
     }
 
-    /// Refuses to give a file privileges by a number that is not in use any more: whoever writes
-    /// through the kernel by the other number has them taken away only if the kernel knows of them
-    /// there. By name, the kernel comes again with that number.
+    /// Refuses to give a file privileges through a number that is no longer in use. When a process
+    /// writes through the kernel by the other number, privileges are cleared only if the kernel
+    /// knows of them under that number. If the file is reached by name, the kernel comes again with
+    /// that number.
     fn may_give_privileges(&self, header: &Header) -> Answer {
         match &self.passthrough {
             Some(passthrough) if passthrough.is_old(header.node) => Err(Errno::STALE.into()),
@@ -96,7 +98,7 @@ impl Ops {
         }
         call.act(|to| {
             if acl_kills_setgid {
-                // First: a crash in between must not leave the bit to those the ACL lets in.
+                // First: a crash in between must not leave the bit to the users the ACL lets in.
                 let mode = to.attr(node)?.mode;
                 if mode & SETGID != 0 {
                     let set = SetAttr {
@@ -123,8 +125,8 @@ impl Ops {
         }
     }
 
-    /// Those that begin with `trusted.` are for the administrator's eyes, as everywhere; the kernel
-    /// keeps nobody from listing them here.
+    /// Attributes that begin with `trusted.` are shown only to the administrator, as everywhere;
+    /// the kernel does not filter them from listings here.
     pub(super) fn list_xattr(&self, call: &Call<'_>, room: u32, reply: &mut Reply<'_>) -> Answer {
         let own = self.engine.xattr_names(node_of(call.header.node))?;
         let is_trusted = |name: &OsString| name.as_bytes().starts_with(b"trusted.");
@@ -176,8 +178,8 @@ impl Ops {
                 let now = self.engine.flags(node)?;
                 let known = FSX_BITS.iter().fold(0, |all, (flag, _)| all | flag);
                 let wanted = flags_of(first_u32(ioctl.data)?);
-                // Extent sizes belong to the file system underneath. The number of extents is only
-                // told.
+                // Extent sizes belong to the file system underneath. The number of extents is
+                // read-only.
                 if fsx_field(ioctl.data, 4)? != 0 || fsx_field(ioctl.data, FSX_PROJECT + 4)? != 0 {
                     return Err(Errno::OPNOTSUPP.into());
                 }
@@ -200,7 +202,7 @@ const GET_FSX: u32 = 0x801c_581f;
 const SET_FSX: u32 = 0x401c_5820;
 /// Length of struct fsxattr.
 const FSX_BYTES: usize = 28;
-/// Where the project number is in it.
+/// Offset of the project number in it.
 const FSX_PROJECT: usize = 12;
 /// The bits that both ioctls have: as FS_IOC_GETFLAGS says them, and as FS_IOC_FSGETXATTR does.
 const FSX_BITS: [(u32, u32); 6] = [
@@ -233,7 +235,8 @@ fn first_u32(data: &[u8]) -> Result<u32, Errno> {
     }
 }
 
-/// Answers GETXATTR and LISTXATTR: the length if there is no room, the value if there is enough.
+/// Answers GETXATTR and LISTXATTR: the length if no buffer is given, the value if the buffer is
+/// large enough.
 fn put_sized(value: &[u8], room: u32, reply: &mut Reply<'_>) -> Answer {
     match room as usize {
         0 => reply.count(value.len() as u32),
@@ -259,8 +262,8 @@ fn wanted(set: &request::SetAttr) -> SetAttr {
         size_bytes: has(setattr::SIZE).then_some(set.size_bytes),
         atime: time(setattr::ATIME, setattr::ATIME_NOW, set.atime),
         mtime: time(setattr::MTIME, setattr::MTIME_NOW, set.mtime),
-        // Asked for nothing, it is asked to take privileges away: what the kernel sends before it
-        // writes through a backing file, allocates or copies a range for one who may not keep them
+        // An empty request asks for privileges to be cleared: the kernel sends it before it writes
+        // through a backing file, allocates or copies a range for a caller that may not keep them
         // (`file_remove_privs`, with HANDLE_KILLPRIV_V2).
         clear_privileges: owner || has(setattr::KILL_SUIDGID) || set.valid == 0,
     }

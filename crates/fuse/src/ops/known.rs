@@ -1,10 +1,10 @@
-//! Requests that change something: on whose behalf, and what of it the kernel has to be told.
+//! Requests that change something: on whose behalf, and which changes must be reported to the
+//! kernel.
 //!
-//! The engine says which attributes of which nodes a call changed ([`Action::touched`]); [`known`]
-//! says which of them the kernel learns without being told, by the reply or because it expects
-//! them. The rest is notified before the reply. This is the only way from a request to an
-//! [`Action`], so that a new operation has a line in the table, or everything it changes is
-//! notified.
+//! The engine says which attributes of which nodes a call changed ([`Action::touched`]). [`known`]
+//! says which of them the kernel learns anyway, from the reply or because it expects them. The rest
+//! is notified before the reply. Every request reaches an [`Action`] through here, so a new
+//! operation either has a line in the table, or everything it changes is notified.
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
@@ -21,13 +21,13 @@ use crate::wire::{Header, Op, Request};
 pub(super) type Known = [(NodeId, Attrs); 2];
 
 const NOTHING: (NodeId, Attrs) = (NodeId(0), Attrs::NONE);
-/// The xattrs that the kernel sets as ACLs, if it was agreed that it knows about them.
+/// The xattrs that the kernel sets as ACLs, if ACL support was negotiated.
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-/// Returns what the kernel learns without being told when a request succeeds, besides
-/// [`Attrs::NAME`] of whatever has another name then.
+/// Returns what the kernel learns without a notification when a request succeeds, besides
+/// [`Attrs::NAME`] of every node whose name changed.
 ///
-/// As Linux 6.18 does (`fs/fuse/dir.c`, `file.c`, `acl.c`); docs/overlay.md has the same as a
+/// This follows Linux 6.18 (`fs/fuse/dir.c`, `file.c`, `acl.c`); docs/overlay.md has the same
 /// table.
 pub(super) fn known(request: &Request<'_>, agreed: &Agreed) -> Known {
     let node = node_of(request.header.node);
@@ -35,7 +35,8 @@ pub(super) fn known(request: &Request<'_>, agreed: &Agreed) -> Known {
     match request.op {
         // The reply has them all.
         Op::SetAttr(_) => [(node, Attrs::ALL), NOTHING],
-        // It forgets what it knows about the directories; the reply has what is made, or linked.
+        // The kernel drops what it cached of the directories; the reply describes the created or
+        // linked node.
         Op::Symlink { .. }
         | Op::MkNod { .. }
         | Op::MkDir { .. }
@@ -45,23 +46,23 @@ pub(super) fn known(request: &Request<'_>, agreed: &Agreed) -> Known {
         | Op::RmDir { .. } => [(node, Attrs::ALL), NOTHING],
         Op::Rename { new_parent, .. } => [(node, Attrs::ALL), (node_of(new_parent), Attrs::ALL)],
         Op::Link { node: old, .. } => [(node, Attrs::ALL), (node_of(old), Attrs::ALL)],
-        // What it keeps of written bytes for a while has its own times and size.
+        // Bytes in the write-back cache have times and a size of their own.
         Op::Write { .. } if agreed.writeback => {
             let own = Attrs::CONTENT.without(Attrs::BLOCKS);
             [(node, own), NOTHING]
         }
-        // It forgets what bytes change, and only that.
+        // The kernel drops exactly the attributes that changing bytes affects.
         Op::Write { .. } | Op::FAllocate { .. } => [(node, Attrs::CONTENT), NOTHING],
         Op::CopyRange(copy) => [(node_of(copy.to), Attrs::CONTENT), NOTHING],
-        // An ACL is the mode, too.
+        // An ACL also changes the mode.
         Op::SetXattr { name, .. } | Op::RemoveXattr { name } => match acl(name) {
             true => [(node, Attrs::ALL), NOTHING],
             false => [(node, Attrs::CTIME), NOTHING],
         },
-        // It does not look into these.
+        // The kernel does not interpret these.
         Op::Ioctl(_) => [NOTHING; 2],
-        // These change nothing, but for access times, which it forgets whenever it asks for bytes,
-        // names or a link's target.
+        // These change only access times, which the kernel drops whenever it asks for bytes, names
+        // or a link's target.
         Op::Lookup { .. }
         | Op::Forget { .. }
         | Op::BatchForget(_)
@@ -109,7 +110,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Changes something, and tells the kernel what it does not know of that.
+    /// Changes something, and notifies the kernel of what it does not know.
     pub(super) fn act<T>(
         &self,
         act: impl FnOnce(&Action<'_>) -> vellum_union::Result<T>,
@@ -119,7 +120,8 @@ impl<'a> Call<'a> {
         for (node, attrs) in action.touched() {
             let unknown = match done {
                 Ok(_) => attrs.without(self.knows(node)),
-                // Of what failed it expects nothing; what was copied up for it stays so.
+                // After a failure the kernel expects no changes, but a copy-up made for the request
+                // stays.
                 Err(_) => attrs,
             };
             if !unknown.is_empty() {
@@ -134,7 +136,7 @@ impl<'a> Call<'a> {
         known.fold(Attrs::NAME, |all, (_, attrs)| all | *attrs)
     }
 
-    /// The thread waits for its answer, so its number is still its own.
+    /// The thread waits for its answer, so its thread id is still its own.
     fn credentials(&self) -> Option<&Credentials> {
         let read = || Credentials::of_thread(self.header.pid);
         self.credentials.get_or_init(read).as_ref()
@@ -154,7 +156,7 @@ impl Asker for Call<'_> {
 }
 
 impl Ops {
-    /// Tells the kernel that attributes of a node changed, unless it keeps none.
+    /// Notifies the kernel that attributes of a node changed, unless it caches none.
     pub(super) fn tell(&self, node: NodeId) {
         if self.timeout.is_zero() {
             return;

@@ -1,7 +1,7 @@
 //! Listings, with and without attributes.
 //!
-//! The kernel's places are the engine's cookies moved by two: `.` and `..` come first and are made
-//! here.
+//! The kernel's positions are the engine's cookies shifted by two: `.` and `..` come first and are
+//! created here.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -15,7 +15,7 @@ use super::{Answer, Ops, kind_bits};
 use crate::wire::reply::{self, Reply};
 use crate::wire::request::Range;
 
-/// The places of `.` and `..`.
+/// The positions of `.` and `..`.
 const DOTS: u64 = 2;
 
 impl Ops {
@@ -59,7 +59,7 @@ impl Ops {
                 return ControlFlow::Break(());
             };
             left = rest;
-            // A name that can't be looked up is still listed: whoever opens it is told why.
+            // A name that can't be looked up is still listed: opening it reports why.
             let entry = match self.engine.lookup(dir, &listing.name) {
                 Ok(Some(entry)) => self.entry(&entry),
                 Ok(None) | Err(_) => NO_ENTRY,
@@ -81,7 +81,7 @@ impl Ops {
     }
 }
 
-/// What stands before a name whose attributes are not given.
+/// What precedes a name whose attributes are not sent.
 const NO_ENTRY: reply::Entry = reply::Entry {
     node: 0,
     generation: 0,

@@ -1,4 +1,4 @@
-//! Requests about names: looking up, making, moving.
+//! Requests about names: lookup, creation, renaming.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::wire::reply::{self, Reply};
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
 const WHITEOUT: u32 = 4;
-/// How a file that was made is opened: what is cached stays, nothing happens at close.
+/// How a newly created file is opened: cached data stays, close does nothing.
 const MADE: u32 = open::KEEP_CACHE | open::NOFLUSH;
 
 impl Ops {
@@ -29,7 +29,7 @@ impl Ops {
                 }
                 self.put_entry(entry, reply);
             }
-            // That there is no such name may be believed, too.
+            // The kernel may also cache that a name does not exist.
             None if self.timeout > Duration::ZERO => reply.entry(&reply::Entry {
                 node: 0,
                 generation: 0,
@@ -125,7 +125,7 @@ impl Ops {
         Ok(())
     }
 
-    /// Answers the open of a file that was just made.
+    /// Answers the open of a file that was just created.
     fn made_open(&self, node: NodeId, reply: &mut Reply<'_>) {
         let mut handle = 0;
         if let Some(passthrough) = &self.passthrough {

@@ -6,11 +6,11 @@ use rustix::io::Errno;
 
 use crate::wire::{Op, Opcode, Request};
 
-/// What was asked: the operation, by whom, of which node, and what its name, place or size tells it
-/// from others.
+/// The request: the operation, its caller, its node, and the name, offset or size that identifies
+/// it.
 pub(super) struct Asked<'a>(pub &'a Request<'a>);
 
-/// What was answered.
+/// The answer.
 pub(super) struct Answered<'a>(pub &'a Result<(), Errno>);
 
 impl Display for Asked<'_> {
@@ -56,8 +56,8 @@ impl Display for Answered<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.0 {
             Ok(()) => write!(f, "done"),
-            Err(Errno::NOSYS) => write!(f, "not needed, and not to be sent again"),
-            // Its name is not in the library, and its sentence says more.
+            Err(Errno::NOSYS) => write!(f, "not supported; the kernel won't ask again"),
+            // libc has no name for it, and its message says more.
             Err(errno) => write!(f, "{}", std::io::Error::from(*errno)),
         }
     }

@@ -1,12 +1,12 @@
-//! Which numbers a file has, how each of them is open, and what follows for the next open. No
+//! Which numbers a file has, how each of them is open, and what that means for the next open. No
 //! files, no device.
 //!
-//! The kernel refuses (EIO) an open without a backing file of an inode that is open with one, a
-//! second backing file, and a backing file for an inode that is open through the page cache.
-//! [`plan`] keeps these rules, and the one that matters more: a file is one inode to the kernel. It
-//! gets a second one for a single reason, which only [`Moved`] can state: its bytes moved to the
-//! upper layer while its lower file is open through the kernel. Bytes never move back, so there are
-//! two numbers at most.
+//! The kernel refuses (EIO) three opens: one without a backing file of an inode that is open with
+//! one, one with a second backing file, and one with a backing file for an inode that is open
+//! through the page cache. [`plan`] keeps these rules, and a more important one: the kernel sees a
+//! file as one inode. It gets a second one for a single reason, which only [`Moved`] can state: its
+//! bytes moved to the upper layer while its lower file is open through the kernel. Bytes never move
+//! back, so there are two numbers at most.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,9 +14,9 @@ use vellum_union::engine::NodeId;
 
 pub(super) use moved::Moved;
 
-/// So many bits of a number on the wire are the engine's.
+/// How many bits of a number on the wire are the engine's.
 const NODE_BITS: u32 = 40;
-/// Says that a number is the second one of its node.
+/// Marks a number as the second one of its node.
 const SECOND: u64 = 1 << NODE_BITS;
 
 /// Returns the engine's number of a node on the wire.
@@ -24,16 +24,16 @@ pub(super) fn node_of(wire: u64) -> NodeId {
     NodeId(wire & (SECOND - 1))
 }
 
-/// Whose file the kernel was given.
+/// Which layer's file the kernel was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
-    /// A lower layer's: for reading, and as long as nothing was written to the file.
+    /// A lower layer's: for reading, as long as the file was not written.
     Lower,
-    /// The upper layer's: the file's own for as long as it lives.
+    /// The upper layer's: the file's own for its whole life.
     Upper,
 }
 
-/// A file the kernel was given.
+/// A file that was given to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backing {
     pub id: i32,
@@ -54,10 +54,10 @@ pub(super) enum How {
 pub(super) enum Bytes {
     /// All in one file of a lower layer.
     Lower,
-    /// All in the file's own in the upper layer, and the kernel may have that.
+    /// All in the file's own file in the upper layer, which the kernel may have.
     Upper,
-    /// In the upper layer, but only requests may come at them: they are in more than one file,
-    /// count against a limit, or may only grow.
+    /// In the upper layer, but accessible only by requests: they are in more than one file, count
+    /// against a limit, or may only be appended to.
     Requests,
 }
 
@@ -65,28 +65,28 @@ pub(super) enum Bytes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asked {
     pub write: bool,
-    /// A backing file is worth its registration, if it is open for nothing else yet.
+    /// A backing file is worth its registration if the number is not open yet.
     pub worth_it: bool,
 }
 
-/// How an open is to be answered.
+/// How to answer an open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
     /// By requests, through the page cache.
     Cached,
     /// By the kernel, with a file that is registered for it; by requests if that fails.
     Register(Side),
-    /// By the kernel, with the file that it has already.
+    /// By the kernel, with the file that it already has.
     Share(Backing),
-    /// By requests, past the page cache; mappings are of the file that the kernel has already.
+    /// By requests, past the page cache; mappings use the file that the kernel already has.
     ByRequests(Backing),
-    /// Not before the bytes are in the upper layer: then it is asked once more.
+    /// Only once the bytes are in the upper layer: then the table is asked once more.
     CopyUpFirst,
     /// The node gets its second number, and the kernel looks it up again.
     Renumber(Moved),
 }
 
-/// Decides how an open of the number in use is answered.
+/// Decides how to answer an open of the number in use.
 pub(super) fn plan(open: Option<How>, bytes: Bytes, asked: Asked) -> Plan {
     if let Some(moved) = Moved::seen(open, bytes) {
         return Plan::Renumber(moved);
@@ -106,13 +106,14 @@ pub(super) fn plan(open: Option<How>, bytes: Bytes, asked: Asked) -> Plan {
 mod moved {
     use super::{Backing, Bytes, How, Side};
 
-    /// That a node's bytes moved up while its lower file is open through the kernel. Nothing else
-    /// can make one.
+    /// States that a node's bytes moved up while its lower file is open through the kernel. Only
+    /// [`Moved::seen`] creates one.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct Moved(());
 
     impl Moved {
-        /// Returns whether it is so, given how the node's number is open and where its bytes are.
+        /// Returns it if that is the case, given how the node's number is open and where its bytes
+        /// are.
         pub fn seen(open: Option<How>, bytes: Bytes) -> Option<Moved> {
             match (open, bytes) {
                 (
@@ -127,7 +128,7 @@ mod moved {
     }
 }
 
-/// What is known of the numbers in use. In memory it is bounded by what the kernel has not
+/// What is known of the numbers in use. Its size is bounded by the nodes that the kernel has not
 /// forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -135,16 +136,16 @@ pub(super) struct Table {
     renumbered: HashSet<NodeId>,
     /// How each number is open, and how often.
     open: HashMap<u64, (How, u64)>,
-    /// Numbers that were written through: what the page cache has of them may be old, and a mapping
-    /// that outlives its descriptor may make more of it so at any time. They are opened through
-    /// from then on.
+    /// Numbers that were written through: the page cache may have old data for them, and a mapping
+    /// that outlives its descriptor may make more of it stale at any time. From then on they are
+    /// opened through the kernel.
     written: HashSet<u64>,
-    /// Threads that were told to look a node up again and have not done so.
+    /// Threads that were told to look a node up again and have not done so yet.
     sent_back: HashMap<NodeId, HashSet<u32>>,
 }
 
 impl Table {
-    /// Returns the number by which the kernel is to know a node from now on.
+    /// Returns the number by which the kernel should know a node from now on.
     pub fn wire(&self, node: NodeId) -> u64 {
         match self.renumbered.contains(&node) {
             true => node.0 | SECOND,
@@ -162,10 +163,10 @@ impl Table {
         self.renumbered.contains(&node)
     }
 
-    /// Returns whether attributes of a node stay as they are as long as nothing is asked for: not
-    /// if it has two numbers, or may get the second at any moment, since what is changed by one
-    /// does not show by the other; nor if it was written through, since a store by a mapping moves
-    /// its times and is not told.
+    /// Returns whether attributes of a node stay as they are between requests. Not if it has two
+    /// numbers, or may get the second at any moment, since a change through one does not show
+    /// through the other; nor if it was written through, since a store through a mapping changes
+    /// its times without notice.
     pub fn is_steady(&self, node: NodeId) -> bool {
         let wire = self.wire(node);
         let lower = |how| matches!(how, Some(How::Through(backing)) if backing.side == Side::Lower);
@@ -181,7 +182,7 @@ impl Table {
     }
 
     /// Counts an open; true if it is the first that writes through. How a number is open does not
-    /// change as long as it is.
+    /// change while it is open.
     pub fn add(&mut self, wire: u64, how: How, write: bool) -> bool {
         let (before, count) = self.open.entry(wire).or_insert((how, 0));
         debug_assert_eq!(*before, how);
@@ -189,7 +190,7 @@ impl Table {
         write && matches!(how, How::Through(_)) && self.written.insert(wire)
     }
 
-    /// Counts an open less. Returns the file that the kernel needs no more.
+    /// Uncounts an open. Returns the file that the kernel no longer needs.
     pub fn release(&mut self, wire: u64) -> Option<Backing> {
         let (how, count) = self.open.get_mut(&wire)?;
         *count -= 1;
@@ -209,8 +210,8 @@ impl Table {
         self.renumbered.insert(node);
     }
 
-    /// Notes that a thread is told to look a node up again; false if it was told before and has not
-    /// done so: what it opens has no name.
+    /// Notes that a thread was told to look a node up again; false if it was told before and has
+    /// not done so: the file it opens has no name.
     pub fn send_back(&mut self, node: NodeId, pid: u32) -> bool {
         let told = self.sent_back.entry(node).or_default();
         let first = told.insert(pid);

@@ -1,5 +1,5 @@
-//! Opens beside an open whose file a lower layer is slow to give. There is no device here: a file
-//! that can't be registered is served by requests, and that is decided in the same place.
+//! Opens while another open waits for a slow lower layer. There is no device here: a file that
+//! can't be registered is served by requests, and that is decided in the same place.
 
 use std::fs;
 
@@ -56,7 +56,7 @@ fn a_slow_open_delays_no_other_file() {
             passthrough.wire(NodeId(slow))
         };
         assert_eq!(soon("what others ask of the table", asked, &stall), slow);
-        // The same file: one decides, and the other does as the first did.
+        // The same file: one open decides, and the other follows it.
         let second = scope.spawn(|| open(slow));
         drop(let_go);
         assert_eq!(first.join().unwrap(), second.join().unwrap());

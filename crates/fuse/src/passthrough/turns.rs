@@ -1,11 +1,11 @@
-//! Turns: of the threads that want one key, one at a time; threads that want different keys don't
-//! wait for each other.
+//! Turns: threads that want the same key get it one at a time; threads that want different keys
+//! don't wait for each other.
 //!
-//! How a file is opened depends on where its bytes are, and finding that out takes system calls, as
-//! does registering a backing file. The thread that decides has the file's turn meanwhile, and
-//! holds no lock: only other opens of the same file wait.
+//! How a file is opened depends on where its bytes are. Finding that out takes system calls, as
+//! does registering a backing file. Meanwhile the deciding thread has the file's turn, and holds no
+//! lock: only other opens of the same file wait.
 //!
-//! Lock: its own, never held across a system call. A thread that has a turn takes no second one.
+//! Lock: its own, never held across a system call. A thread that has a turn takes no other.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -50,7 +50,7 @@ impl<K: Eq + Hash + Copy> Turns<K> {
 impl<K: Eq + Hash + Copy> Drop for Turn<'_, K> {
     fn drop(&mut self) {
         sync::lock(&self.turns.taken).remove(&self.key);
-        // Threads that wait for other keys look once in vain; they are few.
+        // Threads that wait for other keys wake once in vain; they are few.
         self.turns.over.notify_all();
     }
 }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_and_others_beside_it() {
+    fn one_key_is_exclusive_and_others_run_in_parallel() {
         let turns = Turns::default();
         let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let other = turns.take(2);

@@ -1,4 +1,4 @@
-//! Mounting and unmounting through libfuse's helper, for who may not do it himself.
+//! Mounting and unmounting through libfuse's helper, for users who may not mount themselves.
 //!
 //! The helper opens the device, mounts, and sends the descriptor over the socket that
 //! `_FUSE_COMMFD` names: its standard input.
@@ -61,7 +61,7 @@ fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     })
 }
 
-/// Takes away what is mounted on `target`.
+/// Unmounts `target`.
 pub(super) fn unmount(target: &Path) -> Result<()> {
     let failed = |said: String| Error::Fusermount {
         target: target.to_owned(),
@@ -81,7 +81,7 @@ pub(super) fn unmount(target: &Path) -> Result<()> {
     }
 }
 
-/// Returns the options as the helper takes them: commas and backslashes in values are escaped.
+/// Returns the options as the helper expects them: commas and backslashes in values are escaped.
 fn option_string(options: &MountOptions) -> OsString {
     let mut all: Vec<Vec<u8>> = vec![[b"fsname=", &*escaped(&options.source)].concat()];
     if let Some(subtype) = &options.subtype {

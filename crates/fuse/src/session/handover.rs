@@ -1,13 +1,13 @@
-//! A live mount from one process to the next: the connection, what was agreed on it, and what the
-//! engine leaves.
+//! Passes a live mount from one process to the next: the connection, its negotiated settings, and
+//! the engine's legacy.
 //!
-//! The kernel keeps requests as long as somebody has the device open, so a server can stop between
-//! two of them and another can go on. [`Handover`] is all the next one needs, as descriptors: a
-//! record (in memory), the device, and the files without a name. They go over a Unix socket, or to
-//! a child.
+//! The kernel keeps requests as long as any process has the device open, so a server can stop
+//! between two of them and another can continue. [`Handover`] is all that the next one needs, as
+//! descriptors: a record (in memory), the device, and the files without a name. They are sent over
+//! a Unix socket, or inherited by a child.
 //!
-//! It must not know what is in the engine's part. What is not here: a supervisor that survives a
-//! crash of the server (`docs/decisions/0032-a-successor.md`).
+//! It must not know what is in the engine's part. Not included: a supervisor that survives a crash
+//! of the server (`docs/decisions/0032-a-successor.md`).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -31,14 +31,14 @@ use crate::wire::reply;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 17] = b"vellum session 1\n";
-/// The kernel takes 253 at a time.
+/// The kernel takes 253 descriptors at a time.
 const AT_A_TIME: usize = 200;
-/// More than a process can have open, as a rule.
+/// Usually more than a process can have open.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
 
 /// A mounted union between two servers.
 ///
-/// Whoever uses the mount waits meanwhile. Dropped, it ends the mount.
+/// Processes that use the mount wait meanwhile. Dropping it ends the mount.
 #[derive(Debug)]
 pub struct Handover {
     pub(super) device: OwnedFd,
@@ -53,13 +53,12 @@ fn failed(what: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
 
 fn damaged() -> Error {
     Error::Handover {
-        why: String::from("what was received is no handover of this version"),
+        why: String::from("the data received is not a handover of this version"),
     }
 }
 
 impl Handover {
-    /// Returns it as descriptors: to be kept in this order and given to
-    /// [`Handover::from_descriptors`].
+    /// Returns it as descriptors, for [`Handover::from_descriptors`]. Their order matters.
     pub fn into_descriptors(self) -> Result<Vec<OwnedFd>> {
         let mut record = MAGIC.to_vec();
         let init = &self.agreed.reply;
@@ -83,23 +82,23 @@ impl Handover {
         record.extend(self.left.target.as_os_str().as_bytes());
         record.extend(&self.legacy.record);
         let memory = rustix::fs::memfd_create("vellum-handover", MemfdFlags::CLOEXEC);
-        let memory = File::from(memory.map_err(failed("keep a record for"))?);
+        let memory = File::from(memory.map_err(failed("write the record for"))?);
         let written = memory.write_all_at(&record, 0);
-        written.map_err(|e| vellum_sys::Error::new("keep a record for", "the successor", e))?;
+        written.map_err(|e| vellum_sys::Error::new("write the record for", "the successor", e))?;
         let mut all = vec![memory.into(), self.device];
         all.extend(self.legacy.files);
         Ok(all)
     }
 
-    /// Takes what [`Handover::into_descriptors`] gave. Errors: [`Error::Handover`] if it is
+    /// Takes what [`Handover::into_descriptors`] returned. Errors: [`Error::Handover`] if it is
     /// something else.
     pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Result<Handover> {
         let mut descriptors = descriptors.into_iter();
         let (Some(memory), Some(device)) = (descriptors.next(), descriptors.next()) else {
             return Err(damaged());
         };
-        // It was written by its offset, so that reading begins at the start, whoever read it
-        // before.
+        // The record was written at offsets, so the file position is still the start, unless
+        // another process has read it; read from the start in any case.
         rustix::fs::seek(&memory, rustix::fs::SeekFrom::Start(0))
             .map_err(failed("read the record of"))?;
         let mut record = Vec::new();
@@ -173,7 +172,7 @@ impl Handover {
             receive_some(socket.as_fd(), &mut byte, &mut descriptors)?;
             if descriptors.len() != before + usize::from(byte[0]) {
                 return Err(Error::Handover {
-                    why: String::from("descriptors got lost: is the limit of open files too low?"),
+                    why: String::from("descriptors were lost: is the open-file limit too low?"),
                 });
             }
         }
@@ -191,7 +190,7 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>
     let sent = rustix::net::sendmsg(socket, &slices, &mut ancillary, SendFlags::NOSIGNAL);
     match sent.map_err(failed("hand the mount over to"))? == bytes.len() {
         true => Ok(()),
-        // So few bytes are sent whole or not at all.
+        // So few bytes are sent completely or not at all.
         false => Err(damaged()),
     }
 }
@@ -202,9 +201,9 @@ fn receive_some(socket: BorrowedFd<'_>, bytes: &mut [u8], into: &mut Vec<OwnedFd
     let mut slices = [IoSliceMut::new(bytes)];
     let received =
         rustix::net::recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC);
-    if received.map_err(failed("hear from"))?.bytes == 0 {
+    if received.map_err(failed("receive the mount from"))?.bytes == 0 {
         return Err(Error::Handover {
-            why: String::from("the predecessor broke off"),
+            why: String::from("the previous server closed the connection"),
         });
     }
     for message in ancillary.drain() {

@@ -1,4 +1,4 @@
-//! Making a mount, putting it in its place, and taking that one away again.
+//! Creates a mount, attaches it, and removes exactly that mount again.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -16,23 +16,23 @@ use super::fusermount;
 use crate::options::{MountOptions, Mounter};
 use crate::{Error, Result};
 
-/// A connection that the kernel knows, and how its mount came about.
+/// A connection that the kernel knows, and how it was mounted.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub device: OwnedFd,
     pub mount: Mount,
 }
 
-/// A mount in the making.
+/// A mount that is being created.
 #[derive(Debug)]
 pub(super) enum Mount {
-    /// It is nowhere yet.
+    /// Not attached yet.
     Detached(Detached),
-    /// The helper put it in its place already.
+    /// Attached by the helper already.
     ByFusermount,
 }
 
-/// Opens the device and has the kernel send INIT.
+/// Opens the device and makes the kernel send INIT.
 pub(super) fn connect(target: &Path, options: &MountOptions) -> Result<Connected> {
     let by_helper = || {
         Ok(Connected {
@@ -45,7 +45,7 @@ pub(super) fn connect(target: &Path, options: &MountOptions) -> Result<Connected
     }
     match by_kernel(options) {
         Err(error) if options.mounter == Mounter::Any && is_denied(&error) => {
-            tracing::debug!(%error, "mounting is left to fusermount3");
+            tracing::debug!(%error, "falling back to fusermount3");
             by_helper()
         }
         other => other,
@@ -114,11 +114,11 @@ fn wanted(options: &MountOptions) -> FuseMount {
 }
 
 impl Mount {
-    /// Puts the mount in its place. After an error it is gone.
+    /// Attaches the mount. After an error it is gone.
     ///
-    /// The mount is asked nothing, neither here nor later (but to wake the workers for a handover):
-    /// a process that is killed while it waits for an answer of its own never ends, and nobody can
-    /// answer those who wait for it.
+    /// No request is sent to the mount, neither here nor later (except to wake the workers for a
+    /// handover): a process that is killed while it waits for an answer of its own never ends, and
+    /// then nothing can answer others that wait for it.
     pub fn attach(self, target: &Path) -> Result<Unmounter> {
         let mut id = None;
         let made_by = match self {
@@ -129,8 +129,8 @@ impl Mount {
             }
             Mount::ByFusermount => MadeBy::Fusermount,
         };
-        let place = |id, connection| Unmounter {
-            place: Arc::new(Place {
+        let unmounter = |id, connection| Unmounter {
+            identity: Arc::new(MountIdentity {
                 target: target.to_owned(),
                 id,
                 connection,
@@ -139,16 +139,16 @@ impl Mount {
         };
         match look(target) {
             Ok(seen) => {
-                // A device number of no device: the minor part is all of it.
+                // An anonymous device number: the minor part is all of it.
                 let connection = u64::from(rustix::fs::minor(seen.dev));
-                Ok(place(id.unwrap_or(seen.mnt_id), connection))
+                Ok(unmounter(id.unwrap_or(seen.mnt_id), connection))
             }
             Err(error) => {
                 if let Some(id) = id {
-                    // The first error is the one to tell.
-                    let _ = place(id, 0).unmount();
+                    // The first error is the one to report.
+                    let _ = unmounter(id, 0).unmount();
                 } else {
-                    // As above; there is no number to go by.
+                    // As above; there is no mount id to go by.
                     let _ = fusermount::unmount(target);
                 }
                 Err(error.into())
@@ -157,7 +157,7 @@ impl Mount {
     }
 }
 
-/// Looks what shows at a place, without asking it.
+/// Looks at what is visible at a path, without a request to it.
 fn look(target: &Path) -> vellum_sys::Result<Whereabouts> {
     look_at(&open(target)?, target)
 }
@@ -179,14 +179,14 @@ enum MadeBy {
 }
 
 #[derive(Debug)]
-struct Place {
+struct MountIdentity {
     target: PathBuf,
     id: u64,
     connection: u64,
     made_by: MadeBy,
 }
 
-/// A place as it is told to a successor.
+/// A mount's identity as it is passed to a successor.
 #[derive(Debug)]
 pub(super) struct Left {
     pub target: PathBuf,
@@ -195,17 +195,17 @@ pub(super) struct Left {
     pub by_fusermount: bool,
 }
 
-/// Takes one mount away, and never another.
+/// Removes one mount, and never another.
 #[derive(Debug, Clone)]
 pub struct Unmounter {
-    place: Arc<Place>,
+    identity: Arc<MountIdentity>,
 }
 
 impl Unmounter {
-    /// Takes over a place.
+    /// Takes over a mount.
     pub(super) fn of(left: Left) -> Unmounter {
         Unmounter {
-            place: Arc::new(Place {
+            identity: Arc::new(MountIdentity {
                 target: left.target,
                 id: left.mount_id,
                 connection: left.connection,
@@ -218,36 +218,39 @@ impl Unmounter {
     }
 
     pub(super) fn leave(&self) -> Left {
-        let place = &*self.place;
+        let identity = &*self.identity;
         Left {
-            target: place.target.clone(),
-            mount_id: place.id,
-            connection: place.connection,
-            by_fusermount: place.made_by == MadeBy::Fusermount,
+            target: identity.target.clone(),
+            mount_id: identity.id,
+            connection: identity.connection,
+            by_fusermount: identity.made_by == MadeBy::Fusermount,
         }
     }
 
-    /// Opens the mount's root, if it is what shows at its place.
+    /// Opens the mount's root, if it is the mount visible at its path.
     pub(super) fn root(&self) -> Result<OwnedFd> {
-        let place = &*self.place;
-        let fd = open(&place.target)?;
-        match look_at(&fd, &place.target)?.mnt_id == place.id {
+        let identity = &*self.identity;
+        let fd = open(&identity.target)?;
+        match look_at(&fd, &identity.target)?.mnt_id == identity.id {
             true => Ok(fd),
             false => Err(Error::Handover {
-                why: format!("it does not show at {}", place.target.display()),
+                why: format!(
+                    "another mount covers it at {}, or it is gone",
+                    identity.target.display()
+                ),
             }),
         }
     }
 
-    /// Takes the mount out of sight, if it is what shows at its place; false if it is not: it is
-    /// gone already, or something else was mounted over it. Those who use it go on using it.
+    /// Detaches the mount, if it is the one visible at its path; returns false if it is not: it is
+    /// already gone, or something else was mounted over it. Its users can continue to use it.
     pub fn unmount(&self) -> Result<bool> {
-        let place = &*self.place;
-        match place.made_by {
-            MadeBy::Us => Ok(unmount_id(&place.target, place.id)?),
-            MadeBy::Fusermount => match look(&place.target) {
-                Ok(seen) if seen.mnt_id == place.id => {
-                    fusermount::unmount(&place.target)?;
+        let identity = &*self.identity;
+        match identity.made_by {
+            MadeBy::Us => Ok(unmount_id(&identity.target, identity.id)?),
+            MadeBy::Fusermount => match look(&identity.target) {
+                Ok(seen) if seen.mnt_id == identity.id => {
+                    fusermount::unmount(&identity.target)?;
                     Ok(true)
                 }
                 Ok(_) => Ok(false),
@@ -257,10 +260,13 @@ impl Unmounter {
         }
     }
 
-    /// Cuts the connection: whoever uses the mount gets errors from now on. For when it must end
+    /// Aborts the connection: all uses of the mount fail from now on. For a mount that must end
     /// although it is in use.
     pub fn abort(&self) -> Result<()> {
-        let path = format!("/sys/fs/fuse/connections/{}/abort", self.place.connection);
+        let path = format!(
+            "/sys/fs/fuse/connections/{}/abort",
+            self.identity.connection
+        );
         std::fs::write(&path, "1").map_err(|e| vellum_sys::Error::new("write", &path, e))?;
         Ok(())
     }
@@ -268,16 +274,16 @@ impl Unmounter {
     /// Returns the number of the connection, which is the minor part of `st_dev` of everything in
     /// the mount (the major part is 0).
     pub fn connection(&self) -> u64 {
-        self.place.connection
+        self.identity.connection
     }
 
-    /// Returns the mount's place.
+    /// Returns the mount's path.
     pub fn target(&self) -> &Path {
-        &self.place.target
+        &self.identity.target
     }
 
-    /// Returns the mount's number, as in mountinfo.
+    /// Returns the mount's id, as in mountinfo.
     pub fn mount_id(&self) -> u64 {
-        self.place.id
+        self.identity.id
     }
 }

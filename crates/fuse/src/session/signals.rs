@@ -1,4 +1,4 @@
-//! What a daemon does at signals: unmount, cut the connection, print counts.
+//! A daemon's response to signals: unmount, abort the connection, print counts.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,13 +17,13 @@ pub(super) struct Listener {
     thread: JoinHandle<()>,
 }
 
-/// Signals that are kept for [`Session::take_signals`](super::Session::take_signals), and do
+/// Signals that are held for [`Session::take_signals`](super::Session::take_signals), and do
 /// nothing until then.
 #[derive(Debug)]
 pub struct Caught(Signals);
 
 impl Caught {
-    /// Catches from now on what a daemon listens to: SIGTERM, SIGINT, SIGHUP and SIGUSR1.
+    /// Catches from now on the signals a daemon listens to: SIGTERM, SIGINT, SIGHUP and SIGUSR1.
     pub fn new() -> Result<Caught> {
         let caught = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]);
         Ok(Caught(caught.map_err(failed)?))
@@ -34,7 +34,7 @@ fn failed(error: std::io::Error) -> vellum_sys::Error {
     vellum_sys::Error::new("listen to", "signals", error)
 }
 
-/// Begins to listen.
+/// Starts listening.
 pub(super) fn listen(
     Caught(mut signals): Caught,
     unmounter: Unmounter,
@@ -50,9 +50,9 @@ pub(super) fn listen(
                     SIGUSR1 => eprintln!("{}", counters.now()),
                     _ if asked => {
                         if let Err(error) = unmounter.abort() {
-                            // Without fusectl the connection can only be cut by who has it: the
-                            // next mount of the upper finds it as after a crash.
-                            tracing::error!(%error, "the connection is cut by ending at once");
+                            // Without fusectl only the process that holds the connection can end
+                            // it: the next mount of the upper starts as after a crash.
+                            tracing::error!(%error, "can't abort the connection; exiting at once");
                             std::process::exit(1);
                         }
                     }
@@ -60,7 +60,9 @@ pub(super) fn listen(
                         asked = true;
                         match unmounter.unmount() {
                             Ok(true) => {}
-                            Ok(false) => tracing::warn!("the mount does not show at its place"),
+                            Ok(false) => tracing::warn!(
+                                "not unmounted: the mount is covered by another, or gone"
+                            ),
                             Err(error) => tracing::error!(%error, "can't unmount"),
                         }
                     }
@@ -71,11 +73,11 @@ pub(super) fn listen(
     Ok(Listener { handle, thread })
 }
 
-/// Asks the kernel to end other processes before this one when memory runs out. Without the
-/// privilege that stays as it is.
+/// Asks the kernel to kill other processes before this one when memory runs out. Without the
+/// privilege nothing changes.
 pub(super) fn outlive_others() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
-        tracing::debug!(%error, "when memory runs out this process counts as any other");
+        tracing::debug!(%error, "can't lower the OOM score; this process is not protected");
     }
 }
 

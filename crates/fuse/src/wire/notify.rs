@@ -1,18 +1,19 @@
-//! What the kernel is told without having asked: that attributes it keeps are not true any more.
+//! Notifications: what the kernel is sent without a request, because attributes it has cached are
+//! no longer true.
 //!
-//! Of cached pages there is no message here. Dropping them waits for pages that are being read or
+//! There is no message about cached pages. Dropping them waits for pages that are being read or
 //! written, so only a thread that answers no requests could send it.
 
 use super::reply::HEADER_BYTES;
 
-/// The notification about an inode (`FUSE_NOTIFY_INVAL_INODE`). It stands where replies have their
+/// The notification about an inode (`FUSE_NOTIFY_INVAL_INODE`). It takes the place of a reply's
 /// error.
 const INVAL_INODE: i32 = 2;
 const MESSAGE_BYTES: usize = HEADER_BYTES + 24;
-/// The kernel drops pages from an offset on that is not negative.
+/// The kernel drops pages from an offset on only if it is not negative.
 const NO_PAGES: i64 = -1;
 
-/// Returns the message that the kernel is to drop the attributes, and ACLs, of `node`.
+/// Returns the message that makes the kernel drop the attributes, and ACLs, of `node`.
 pub fn attributes_changed(node: u64) -> [u8; MESSAGE_BYTES] {
     let mut message = [0; MESSAGE_BYTES];
     let mut at = 0;

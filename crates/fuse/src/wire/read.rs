@@ -1,25 +1,25 @@
-//! Reading numbers and names off a slice, in the machine's byte order, without ever going past its
+//! Reads numbers and names from a slice, in the machine's byte order, without ever going past its
 //! end.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// A request that is not what the protocol says.
+/// A request that violates the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// It ends before it should.
     #[error("the request is too short")]
     Short,
-    /// It says another length than it has.
-    #[error("the request says it has {said} bytes and has {has}")]
+    /// Its stated length differs from its actual length.
+    #[error("the request states {said} bytes and has {has}")]
     Length {
         /// The length in its header.
         said: usize,
-        /// The bytes that came.
+        /// The bytes that arrived.
         has: usize,
     },
-    /// A name without the NUL behind it, or an empty one.
-    #[error("the request has a name that is none")]
+    /// A name without a NUL after it, or an empty one.
+    #[error("the request has an invalid name")]
     Name,
 }
 

@@ -30,11 +30,11 @@ pub struct Attr {
     pub block_bytes: u32,
 }
 
-/// A name that was looked up, and how long the kernel may believe it.
+/// A looked-up name, and how long the kernel may cache it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Entry {
-    /// 0: there is no such name, and that may be believed, too.
+    /// 0: there is no such name, which may be cached, too.
     pub node: u64,
     pub generation: u64,
     pub entry_valid: Duration,
@@ -42,7 +42,7 @@ pub struct Entry {
     pub attr: Attr,
 }
 
-/// What INIT is answered.
+/// The answer to INIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct Init {
@@ -57,7 +57,7 @@ pub struct Init {
     pub max_stack_depth: u32,
 }
 
-/// A file system's room.
+/// A file system's space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct StatFs {
@@ -70,8 +70,8 @@ pub struct StatFs {
     pub name_max_bytes: u32,
 }
 
-/// A reply in the making. Bytes that do not fit the buffer are a bug of the caller, who knows its
-/// size: they are left out and [`Reply::finish`] makes the reply an EIO.
+/// A reply being built. The caller knows the buffer's size, so bytes that don't fit are its bug:
+/// they are left out and [`Reply::finish`] turns the reply into an EIO.
 #[derive(Debug)]
 pub struct Reply<'b> {
     buffer: &'b mut [u8],
@@ -80,7 +80,7 @@ pub struct Reply<'b> {
 }
 
 impl<'b> Reply<'b> {
-    /// Begins an empty reply. `buffer` is at least [`HEADER_BYTES`] long.
+    /// Begins an empty reply. `buffer` has at least [`HEADER_BYTES`].
     pub fn new(buffer: &'b mut [u8]) -> Reply<'b> {
         Reply {
             buffer,
@@ -89,7 +89,7 @@ impl<'b> Reply<'b> {
         }
     }
 
-    /// Throws away what was put.
+    /// Discards what was put.
     pub fn clear(&mut self) {
         self.used = HEADER_BYTES;
         self.overflow = false;
@@ -100,7 +100,7 @@ impl<'b> Reply<'b> {
         &self.buffer[HEADER_BYTES..self.used]
     }
 
-    /// Returns a place of at most `length` bytes to read data into; [`Reply::took`] says how many
+    /// Returns space for at most `length` bytes, to read data into; [`Reply::took`] says how many
     /// came.
     pub fn room(&mut self, length: usize) -> &mut [u8] {
         let end = self.buffer.len().min(self.used.saturating_add(length));
@@ -161,7 +161,7 @@ impl<'b> Reply<'b> {
         self.u32(0);
     }
 
-    /// Puts what GETATTR and SETATTR answer.
+    /// Puts the answer to GETATTR and SETATTR.
     pub fn attr_for(&mut self, valid: Duration, attr: &Attr) {
         self.u64(valid.as_secs());
         self.u32(valid.subsec_nanos());
@@ -169,7 +169,7 @@ impl<'b> Reply<'b> {
         self.attr(attr);
     }
 
-    /// Puts what LOOKUP and everything that makes a name answers.
+    /// Puts the answer to LOOKUP and to everything that creates a name.
     pub fn entry(&mut self, entry: &Entry) {
         self.u64(entry.node);
         self.u64(entry.generation);
@@ -180,20 +180,20 @@ impl<'b> Reply<'b> {
         self.attr(&entry.attr);
     }
 
-    /// Puts what OPEN answers.
+    /// Puts the answer to OPEN.
     pub fn open(&mut self, handle: u64, flags: u32, backing: i32) {
         self.u64(handle);
         self.u32(flags);
         self.u32(backing as u32);
     }
 
-    /// Puts what WRITE, COPY_FILE_RANGE and GETXATTR (asked for a length) answer.
+    /// Puts the answer to WRITE, COPY_FILE_RANGE and GETXATTR (when it asks for a length).
     pub fn count(&mut self, count: u32) {
         self.u32(count);
         self.u32(0);
     }
 
-    /// Puts what STATFS answers.
+    /// Puts the answer to STATFS.
     pub fn stat_fs(&mut self, room: &StatFs) {
         for value in [
             room.blocks,
@@ -210,13 +210,13 @@ impl<'b> Reply<'b> {
         self.zeros(28);
     }
 
-    /// Puts what IOCTL answers, before the data that goes back.
+    /// Puts the answer to IOCTL, before the data that goes back.
     pub fn ioctl(&mut self, result: i32) {
         self.u32(result as u32);
         self.zeros(12);
     }
 
-    /// Puts what INIT answers.
+    /// Puts the answer to INIT.
     pub fn init(&mut self, init: &Init) {
         self.u32(super::MAJOR);
         self.u32(init.minor);
@@ -244,7 +244,7 @@ impl<'b> Reply<'b> {
     }
 
     /// Puts a name of a listing. `kind` is the file type as in a mode, shifted right by 12; `next`
-    /// the cookie behind the name.
+    /// is the cookie after the name.
     pub fn dirent(&mut self, name: &OsStr, ino: u64, kind: u32, next: u64) {
         self.u64(ino);
         self.u64(next);
@@ -254,7 +254,7 @@ impl<'b> Reply<'b> {
         self.zeros(Self::dirent_bytes(name) - DIRENT_BYTES - name.len());
     }
 
-    /// Completes the reply: `errno` is 0, or why there is none (then nothing of what was put is
+    /// Completes the reply. `errno` is 0, or the reason for failing (then nothing that was put is
     /// sent).
     pub fn finish(&mut self, unique: u64, errno: i32) -> &[u8] {
         let errno = match self.overflow {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_have_the_lengths_of_the_kernel_s_structs() {
+    fn replies_have_the_lengths_of_the_kernels_structs() {
         let attr = Attr::default();
         assert_eq!(length(|r| r.attr(&attr)), 88);
         assert_eq!(length(|r| r.attr_for(Duration::ZERO, &attr)), 104);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error_and_no_overrun() {
+    fn a_reply_that_does_not_fit_is_an_error() {
         let mut buffer = [0; 20];
         let mut reply = Reply::new(&mut buffer);
         reply.u64(1);

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 
 use super::read::{Bytes, Malformed};
 
-/// What was negotiated that changes the layout of requests.
+/// Negotiated settings that change the layout of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dialect {
-    /// SETXATTR has flags of its own.
+    /// SETXATTR has its own flags.
     pub setxattr_ext: bool,
 }
 
@@ -16,17 +16,17 @@ pub struct Dialect {
 pub struct Header {
     /// Length of the whole request.
     pub length_bytes: u32,
-    /// What is asked, as a number.
+    /// The operation, as a number.
     pub opcode: u32,
-    /// The reply says this number again.
+    /// Identifies the request; the reply repeats it.
     pub unique: u64,
     /// The node it is about.
     pub node: u64,
-    /// Who asks (file system user).
+    /// The caller's file system user id.
     pub uid: u32,
-    /// His group.
+    /// The caller's group id.
     pub gid: u32,
-    /// His process, 0 if it can't be named here.
+    /// The caller's process id, or 0 if it has none in this pid namespace.
     pub pid: u32,
     /// Length of extensions at the end, in units of 8 bytes.
     pub extensions_8: u16,
@@ -69,7 +69,7 @@ macro_rules! opcodes {
                 match number { $($number => Some(Opcode::$name),)* _ => None }
             }
 
-            /// Returns the name as programs print it.
+            /// Returns the name for display.
             pub fn name(self) -> &'static str {
                 match self { $(Opcode::$name => stringify!($name),)* }
             }
@@ -89,13 +89,14 @@ opcodes! {
 /// One request.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Who asks about what.
+    /// The header: the caller and the node.
     pub header: Header,
-    /// What is asked.
+    /// The operation and its arguments.
     pub op: Op<'a>,
 }
 
-/// What is asked. Names are single components; the node is the header's unless said.
+/// An operation with its arguments. Names are single components; the node is the header's unless
+/// stated otherwise.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Op<'a> {
@@ -154,7 +155,7 @@ pub enum Op<'a> {
         mode: u32,
         umask: u32,
     },
-    /// The kernel gives a name that means nothing.
+    /// The kernel sends a name without meaning.
     TmpFile {
         flags: u32,
         mode: u32,
@@ -213,7 +214,7 @@ pub enum Op<'a> {
         offset: u64,
         whence: u32,
     },
-    /// COPY_FILE_RANGE, and its successor whose reply counts in 64 bits.
+    /// COPY_FILE_RANGE, and its successor with a 64-bit count in its reply.
     CopyRange(CopyRange),
     Statx {
         mask: u32,
@@ -223,7 +224,7 @@ pub enum Op<'a> {
         unique: u64,
     },
     Destroy,
-    /// Something there is no answer to but ENOSYS.
+    /// Something that can only be answered ENOSYS.
     Other,
 }
 
@@ -232,7 +233,7 @@ pub enum Op<'a> {
 pub struct Range {
     /// What OPEN answered.
     pub handle: u64,
-    /// Where to begin: a byte, or the cookie behind the last name.
+    /// Where to begin: a byte, or the cookie after the last name.
     pub offset: u64,
     /// The most bytes of an answer.
     pub size_bytes: u32,
@@ -244,7 +245,7 @@ pub struct Range {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct SetAttr {
-    /// Which of the others count.
+    /// Which of the others are valid.
     pub valid: u32,
     pub size_bytes: u64,
     pub atime: (i64, u32),
@@ -282,7 +283,7 @@ pub struct Init {
     pub major: u32,
     pub minor: u32,
     pub max_readahead_bytes: u32,
-    /// Both words.
+    /// Both words of flags.
     pub flags: u64,
 }
 
@@ -302,7 +303,7 @@ impl Iterator for Forgets<'_> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads only what every request begins with: enough to answer one that can't be parsed.
+    /// Reads only the part every request begins with: enough to answer one that can't be parsed.
     pub fn header(bytes: &[u8]) -> Result<Header, Malformed> {
         Header::parse(&mut Bytes(bytes))
     }

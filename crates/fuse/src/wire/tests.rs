@@ -1,4 +1,4 @@
-//! Requests as the kernel lays them out, and requests as nobody should.
+//! Requests as the kernel lays them out, and malformed requests.
 
 use std::ffi::OsStr;
 
@@ -40,7 +40,7 @@ fn parse(bytes: &[u8]) -> Result<Request<'_>, Malformed> {
 }
 
 #[test]
-fn who_asks_is_in_the_header() {
+fn the_caller_is_in_the_header() {
     let bytes = Raw::new(Opcode::Lookup as u32, 5).bytes(b"name\0").done();
     let request = parse(&bytes).unwrap();
     let h = request.header;
@@ -99,7 +99,7 @@ fn a_write_has_its_data() {
 }
 
 #[test]
-fn extensions_behind_the_arguments_are_no_arguments() {
+fn extensions_are_not_read_as_arguments() {
     let mut bytes = Raw::new(Opcode::MkDir as u32, 5)
         .u32(0o755)
         .u32(0o22)
@@ -186,7 +186,7 @@ fn refused(bytes: Vec<u8>, why: Malformed) {
 }
 
 #[test]
-fn what_can_t_be_is_refused() {
+fn malformed_requests_are_refused() {
     let lookup = || Raw::new(Opcode::Lookup as u32, 1);
     refused(lookup().bytes(b"\0").done(), Malformed::Name);
     refused(lookup().bytes(b"no end").done(), Malformed::Name);
@@ -206,7 +206,7 @@ fn what_can_t_be_is_refused() {
 }
 
 #[test]
-fn operations_nobody_knows_are_none() {
+fn unknown_operations_are_unsupported() {
     let bytes = Raw::new(4096, 1).done();
     assert!(matches!(parse(&bytes).unwrap().op, Op::Other));
     for &opcode in Opcode::ALL {

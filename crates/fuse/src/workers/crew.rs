@@ -1,21 +1,21 @@
-//! Crews and their watch: who is free, when a thread is added, and when one may leave.
+//! Crews and their watch: which threads are free, when one is added, and when one may leave.
 //!
 //! A crew counts its threads. A thread that takes a request is not free until it has answered. When
-//! the last free one is gone, because it took a request or because it leaves, it wakes the watch
-//! ([`Watch::all_busy`]). As long as nobody in a crew is free and nothing is finished from one look
-//! to the next, the watch adds a thread, up to [`MOST`]. After [`CALM_LOOKS`] looks in a row at
-//! which each crew had a free thread, the watch goes to sleep, and it looks once more after it has
-//! announced that: a thread that became busy before the announcement did not wake it, one that
-//! becomes busy later does. This relies on a single order of all these steps, so the counters are
-//! sequentially consistent.
+//! the last free thread is gone, because it took a request or because it leaves, it wakes the watch
+//! ([`Watch::all_busy`]). As long as a crew has no free thread and finishes nothing between two
+//! looks, the watch adds a thread, up to [`MOST`]. After [`CALM_LOOKS`] looks in a row at which
+//! each crew had a free thread, the watch announces that it goes to sleep, and then looks once
+//! more: a thread that became busy before the announcement did not wake it; one that becomes busy
+//! later does. This relies on a single order of all these steps, so the counters are sequentially
+//! consistent.
 //!
-//! A thread counts itself in when it is about to wait, because from then on requests rely on it.
+//! A thread counts itself in when it is about to wait, because requests rely on it from then on.
 //! Until then it counts as starting, so that the watch does not start another in its place. A
 //! thread that finds more than the usual number free leaves; when several do so at once, only the
 //! surplus leaves.
 //!
 //! It must not know what a request is. Lock: the one the watch sleeps on. This file is compiled a
-//! second time for the model check (`model.rs`), with other locks and counters: it takes them from
+//! second time for the model check (`model.rs`), with other locks and counters, which it gets from
 //! `sync`.
 
 use super::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, lock, wait};
@@ -26,11 +26,11 @@ use super::{CALM_LOOKS, MOST};
 pub(super) struct Crew {
     /// The kernel's queue over io_uring; `None` for the device.
     pub queue: Option<u16>,
-    /// How many stay.
+    /// How many threads stay.
     pub usual: usize,
     /// How many wait for a request.
     free: AtomicUsize,
-    /// How many there are.
+    /// How many threads there are.
     all: AtomicUsize,
     /// How many more were started and have not counted themselves yet.
     starting: AtomicUsize,
@@ -55,12 +55,12 @@ impl Crew {
         self.starting.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Takes [`Crew::start`] back: it could not be started.
+    /// Undoes [`Crew::start`]: the thread could not be started.
     pub fn not_started(&self) {
         self.starting.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Counts a thread in that is about to wait. The thread does so itself, once requests can rely
+    /// Counts in a thread that is about to wait. The thread does so itself, once requests can rely
     /// on it.
     pub fn join(&self) {
         self.all.fetch_add(1, Ordering::SeqCst);
@@ -73,8 +73,8 @@ impl Crew {
         self.one_less_free(watch);
     }
 
-    /// Counts a thread that has answered and waits again; true if it may stay. One that may not is
-    /// counted out.
+    /// Counts a thread that has answered and waits again; true if it may stay. A thread that may
+    /// not stay is counted out.
     #[must_use]
     pub fn rest(&self, watch: &Watch) -> bool {
         self.finished.fetch_add(1, Ordering::Relaxed);
@@ -82,7 +82,7 @@ impl Crew {
         free < self.usual || self.queue.is_some() || !self.leave(watch)
     }
 
-    /// Counts this thread out if it is one too many.
+    /// Counts this thread out if it is surplus.
     fn leave(&self, watch: &Watch) -> bool {
         let left = self
             .all
@@ -103,7 +103,7 @@ impl Crew {
         }
     }
 
-    /// Counts out a free thread whose connection is gone.
+    /// Counts out a free thread because its connection is gone.
     pub fn end(&self) {
         self.free.fetch_sub(1, Ordering::SeqCst);
         self.all.fetch_sub(1, Ordering::SeqCst);
@@ -114,7 +114,7 @@ impl Crew {
         self.all.load(Ordering::SeqCst) == 0
     }
 
-    /// Returns whether there are as many as there may be.
+    /// Returns whether the crew has its maximum number of threads.
     fn is_full(&self) -> bool {
         self.all.load(Ordering::SeqCst) + self.starting.load(Ordering::SeqCst) >= MOST
     }
@@ -128,7 +128,7 @@ impl Crew {
     }
 }
 
-/// What wakes the thread that looks after the crews, and ends it.
+/// Wakes and ends the thread that looks after the crews.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// It looks, or will as soon as it is awake.
@@ -149,23 +149,23 @@ impl Watch {
         }
     }
 
-    /// Returns whether all is over.
+    /// Returns whether everything is over.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Says that all is over. The watch hears of it when it looks next.
+    /// Notes that everything is over. The watch sees it at its next look.
     pub fn note_over(&self) {
         self.over.store(true, Ordering::SeqCst);
     }
 
-    /// Says that all is over, and wakes the watch, so that it ends.
+    /// Notes that everything is over, and wakes the watch so that it ends.
     pub fn end(&self) {
         self.note_over();
         self.wake();
     }
 
-    /// Says that nobody of a crew is free any more.
+    /// Notes that a crew has no free thread any more.
     fn all_busy(&self) {
         if !self.looks.swap(true, Ordering::SeqCst) {
             self.wake();
@@ -178,8 +178,8 @@ impl Watch {
         self.wake.notify_one();
     }
 
-    /// Looks after the crews until all is over: sleeps while each has a free thread, else calls
-    /// `pause` between two looks and `add` with the number of each crew that needs one more.
+    /// Looks after the crews until everything is over: sleeps while each has a free thread, else
+    /// calls `pause` between two looks and `add` with the number of each crew that needs one more.
     pub fn run(&self, crews: &[Crew], pause: impl Fn(), add: impl Fn(usize)) {
         let mut before = vec![0; crews.len()];
         loop {

@@ -1,10 +1,10 @@
 //! A model check of crews and their watch: their protocol under hundreds of schedules.
 //!
 //! `crew.rs` is compiled here once more, with locks and counters that let the scheduler switch
-//! threads at each use. Requests come from a queue that stands for the kernel's. Some can be
-//! answered only after others, as happens when a program's request makes another one: they show
-//! whether a thread is added whenever one is needed. If the watch misses that, nothing moves any
-//! more, and the scheduler reports a deadlock.
+//! threads at each use. Requests come from a queue that models the kernel's. Some can be answered
+//! only after others, as when a program's request causes another one: they show whether a thread is
+//! added whenever one is needed. If the watch misses that, nothing moves any more, and the
+//! scheduler reports a deadlock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crew::{Crew, Watch};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread::{self, JoinHandle};
 
-/// What `crew.rs` is made of here.
+/// What `crew.rs` is built on here.
 mod sync {
     pub(super) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard};
@@ -39,7 +39,7 @@ const SCHEDULES: usize = 600;
 const MOST: usize = 4;
 const CALM_LOOKS: u32 = 2;
 
-/// What a request needs to be answered.
+/// What a request needs before it can be answered.
 #[derive(Debug, Clone, Copy)]
 enum Request {
     Plain,
@@ -47,7 +47,7 @@ enum Request {
     After(usize),
 }
 
-/// The kernel: a queue of requests, and what was answered.
+/// The kernel: a queue of requests, and those that were answered.
 #[derive(Debug, Default)]
 struct Kernel {
     state: Mutex<State>,
@@ -148,7 +148,7 @@ impl Session {
     }
 }
 
-/// Serves `requests` with `usual` threads; each one is sent by a thread of its own.
+/// Serves `requests` with `usual` threads; a thread of its own sends each one.
 fn serve(usual: usize, requests: &'static [Request]) {
     let run = move || {
         let session = Arc::new(Session {
@@ -190,26 +190,26 @@ fn serve(usual: usize, requests: &'static [Request]) {
 }
 
 impl Crew {
-    /// Demands that nobody is counted any more.
+    /// Asserts that no thread is counted any more.
     fn check_end(&self) {
         assert_eq!(self.counts(), [0, 0, 0], "free, all, starting");
     }
 }
 
 #[test]
-fn one_more_comes_when_all_are_busy() {
+fn a_thread_is_added_when_all_are_busy() {
     serve(1, &[After(1), Plain]);
     serve(1, &[After(2), After(1), Plain]);
     serve(2, &[After(2), After(2), Plain, Plain]);
 }
 
 #[test]
-fn those_too_many_leave() {
+fn surplus_threads_leave() {
     serve(1, &[After(1), Plain, Plain, Plain]);
     serve(1, &[After(1), Plain, After(3), Plain]);
 }
 
 #[test]
-fn there_are_as_many_as_there_may_be() {
+fn a_crew_grows_to_its_maximum() {
     serve(2, &[After(3), After(3), After(3), Plain, Plain, Plain]);
 }

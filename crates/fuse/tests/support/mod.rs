@@ -1,8 +1,7 @@
-//! Unions mounted for tests, as root and as a plain user, each served by a process of its own.
+//! Unions mounted for tests, as root and as a plain user, each served by its own process.
 //!
-//! A test that is true for everybody calls [`everywhere`]: its body runs as root, and once more, in
-//! another process of this same program, as a plain user who is root in a user namespace of his
-//! own.
+//! A test that holds for every user calls [`everywhere`]: its body runs as root, and once more, in
+//! another process of this same program, as a plain user that is root in its own user namespace.
 #![allow(dead_code)]
 
 use std::ffi::OsString;
@@ -17,7 +16,7 @@ use vellum_testkit::scratch::copy_program;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{PlainUser, Scratch, needs_root, untested};
 
-/// Tells the inner process where its place is.
+/// Tells the inner process its directory.
 const INNER: &str = "VELLUM_FUSE_TEST_PLACE";
 
 /// Directories of a union, and its mount while it is mounted.
@@ -27,7 +26,7 @@ pub struct World {
     pub more_lowers: Vec<PathBuf>,
     /// Run as a plain user.
     pub is_user: bool,
-    /// What `mount_union` is told besides.
+    /// Additional arguments for `mount_union`.
     pub options: Vec<String>,
     /// The most descriptors the server may have.
     pub descriptors: Option<u32>,
@@ -62,12 +61,12 @@ impl World {
         World::new(base, program(), false)
     }
 
-    /// Makes a union in the new directory `base`, which may be in this one.
+    /// Creates a union in the new directory `base`, which may be in this one.
     pub fn inside(&self, base: &Path) -> World {
         World::new(base, self.program.clone(), self.is_user)
     }
 
-    /// A path beside the union.
+    /// A path next to the union.
     pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
         self.base.join(name)
     }
@@ -131,14 +130,13 @@ impl World {
         command
     }
 
-    /// Asks for passthrough, which some kernels lack; false, and recorded as untested, if this one
-    /// does.
+    /// Requests passthrough; false, and recorded as untested, if this kernel lacks it.
     pub fn pass_through(&mut self) -> bool {
         self.option("passthrough");
         Since::FusePassthrough.is_here_for("passthrough")
     }
 
-    /// Mounts; the error is what the server said.
+    /// Mounts; the error is the server's output.
     pub fn try_mount(&mut self) -> Result<(), String> {
         assert!(self.server.is_none(), "it is mounted");
         let mut command = self.command();
@@ -160,15 +158,15 @@ impl World {
         Ok(())
     }
 
-    /// Lets the server hand over to the `number`th successor.
+    /// Makes the server hand over to the `number`th successor.
     pub fn will_hand_over(&mut self, number: u32) {
         let socket = self.base.join(format!("socket-{number}"));
         self.option(&format!("hand-over={}", socket.display()));
-        // What the kernel has given to a ring can't be handed over.
+        // Requests that the kernel has given to a ring can't be handed over.
         self.option("nouring");
     }
 
-    /// Has a new server take over as the `number`th successor.
+    /// Makes a new server take over as the `number`th successor.
     pub fn succeed(&mut self, number: u32) {
         let mut before = self.server.take().expect("it is mounted");
         let old = format!("hand-over={}/socket-{number}", self.base.display());
@@ -194,7 +192,7 @@ impl World {
         self.server.as_ref().expect("it is mounted").id()
     }
 
-    /// Unmounts cleanly, and asserts that the server ended well.
+    /// Unmounts cleanly, and asserts that the server exited successfully.
     pub fn unmount(&mut self) {
         let mut server = self.server.take().expect("it is mounted");
         signal(server.id(), rustix::process::Signal::TERM);
@@ -221,20 +219,20 @@ impl World {
         self.mount();
     }
 
-    /// Tells the server to end, and returns how it did.
+    /// Tells the server to exit, and returns its exit status.
     pub fn end(&mut self) -> std::process::ExitStatus {
         let mut server = self.server.take().expect("it is mounted");
         signal(server.id(), rustix::process::Signal::TERM);
         server.wait().unwrap()
     }
 
-    /// Waits until the server ends by itself, and returns how it did.
+    /// Waits until the server exits by itself, and returns its exit status.
     pub fn ended(&mut self) -> std::process::ExitStatus {
         let mut server = self.server.take().expect("it is mounted");
         server.wait().unwrap()
     }
 
-    /// Kills the server and takes the dead mount away.
+    /// Kills the server and unmounts the dead mount.
     pub fn crash(&mut self) {
         let mut server = self.server.take().expect("it is mounted");
         signal(server.id(), rustix::process::Signal::KILL);
@@ -243,7 +241,7 @@ impl World {
         rustix::mount::unmount(self.base.join("merged"), flags).unwrap();
     }
 
-    /// Returns how often the kernel asked for each operation while `run` ran.
+    /// Returns how often the kernel requested each operation while `run` ran.
     pub fn requests<T>(&mut self, run: impl FnOnce(&World) -> T) -> (T, Requests) {
         let before = self.counts();
         let result = run(self);
@@ -278,13 +276,13 @@ impl Drop for World {
                 server.try_wait().ok().flatten().is_some()
             });
             if !ended {
-                // It is in use, or it hangs: the second signal cuts the connection.
+                // It is in use, or it hangs: the second signal aborts the connection.
                 signal(server.id(), rustix::process::Signal::TERM);
                 std::thread::sleep(std::time::Duration::from_millis(300));
                 let _ = server.kill();
                 let _ = server.wait();
             }
-            // What a server that was killed left.
+            // What a killed server left.
             let flags = rustix::mount::UnmountFlags::DETACH;
             let _ = rustix::mount::unmount(self.base.join("merged"), flags);
         }
@@ -293,7 +291,7 @@ impl Drop for World {
 
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-    // It may have ended by itself: the caller looks.
+    // It may have ended by itself: the caller checks.
     let _ = rustix::process::kill_process(pid, signal);
 }
 
@@ -352,7 +350,7 @@ pub fn as_root(check: impl FnOnce(&mut World)) {
     check(&mut world);
 }
 
-/// Runs `check` in a world as root, all of it on a file system of this kind.
+/// Runs `check` in a world as root, completely on a file system of this type.
 pub fn as_root_on(kind: vellum_testkit::FsKind, check: impl FnOnce(&mut World)) {
     if std::env::var_os(INNER).is_some() || !needs_root("mounting") {
         return;
@@ -379,7 +377,7 @@ pub fn everywhere(name: &str, check: impl FnOnce(&mut World)) {
     as_root(check);
 }
 
-/// Runs the test `name` of this program as a plain user, who is root in a user namespace.
+/// Runs the test `name` of this program as a plain user that is root in a user namespace.
 pub fn as_user(name: &str) {
     let ids = |first: u32| format!("{first},1,60000");
     run_as_user(name, |user| {
@@ -398,7 +396,7 @@ pub fn as_user(name: &str) {
     });
 }
 
-/// As [`as_user`], but he is himself, in no namespace of his own.
+/// As [`as_user`], but without a namespace of its own.
 pub fn as_himself(name: &str, check: impl FnOnce(&mut World)) {
     if let Some(place) = std::env::var_os(INNER) {
         let place = PathBuf::from(place);
@@ -447,14 +445,14 @@ fn run_as_user(name: &str, wrap: impl FnOnce(&PlainUser) -> Vec<String>) {
     }
 }
 
-/// Whether the kernel offers it to connections that begin now.
+/// Whether the kernel offers it to new connections.
 const OFFERED: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// Mounts while the kernel offers io_uring, and puts the kernel's setting back.
+/// Mounts while the kernel offers io_uring, and restores the kernel's setting.
 pub fn mount_with_rings(world: &mut World) -> bool {
     let before = fs::read_to_string(OFFERED).unwrap_or_default();
     if before.trim() == "N" {
-        // Refused to a plain user; his test runs where the setting is on already.
+        // Refused to a plain user; its test runs where the setting is already on.
         let _ = fs::write(OFFERED, "Y");
     }
     let offered = fs::read_to_string(OFFERED).is_ok_and(|now| now.trim() == "Y");
@@ -497,7 +495,7 @@ pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().expect("an errno")
 }
 
-/// What two trees differ in that were made by the same changes at different times.
+/// The differences between two trees that the same changes at different times created.
 pub const IGNORE: Ignore = Ignore {
     directory_mtimes: true,
     mtimes: true,

@@ -8,30 +8,30 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::{Error, Result};
 
-/// A FUSE file system to be made.
+/// A FUSE file system to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FuseMount {
     /// What mountinfo shows as its source.
     pub source: OsString,
-    /// Its type is `fuse.` and this; `fuse` without.
+    /// The file system type is `fuse.` and this; `fuse` without.
     pub subtype: Option<String>,
-    /// Who mounts: with `allow_other` absent, nobody else may use it.
+    /// The mounting user: without `allow_other`, only it may use the mount.
     pub owner: (u32, u32),
-    /// Options of the file system, as fsconfig(2) takes them: names with and without values.
+    /// File system options, as fsconfig(2) takes them: names with and without values.
     pub options: Vec<(String, Option<OsString>)>,
     /// Flags of the mount.
     pub attributes: MountAttrFlags,
 }
 
-/// A mount that is nowhere yet. Closing it ends it.
+/// A mount that is not attached yet. Closing it ends it.
 #[derive(Debug)]
 pub struct Detached {
     fd: OwnedFd,
-    /// Its number in mountinfo, also once it has a place.
+    /// Its id in mountinfo, which it keeps when attached.
     pub id: u64,
 }
 
-/// Makes the file system that `device`, an open `/dev/fuse`, will serve. The kernel sends INIT at
+/// Creates the file system that `device`, an open `/dev/fuse`, will serve. The kernel sends INIT at
 /// once.
 ///
 /// Errors: EPERM without CAP_SYS_ADMIN in the user namespace `device` was opened in; EINVAL for an
@@ -61,22 +61,22 @@ pub fn fuse_detached(device: impl AsFd, mount: &FuseMount) -> Result<Detached> {
         }
     }
     rustix::mount::fsconfig_create(&fs)
-        .map_err(|e| Error::new("make the file system", "fuse", said(&fs, e)))?;
+        .map_err(|e| Error::new("create the file system", "fuse", said(&fs, e)))?;
     let fd = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)
         .map_err(failed("mount the file system"))?;
-    // The mount's number without a request to a file system that answers none yet: fdinfo has it.
+    // Reads the mount's id from fdinfo: the file system can't answer requests yet.
     let id = mount_id(&fd)?;
     Ok(Detached { fd, id })
 }
 
 impl Detached {
-    /// Puts it in its place, which is not followed if it is a symbolic link.
+    /// Attaches the mount, without following a symbolic link.
     pub fn attach(self, target: &Path) -> Result<()> {
         super::attach(&self.fd, target)
     }
 }
 
-/// Returns what the kernel logged about a mount in the making, with its errno.
+/// Reports what the kernel logged about a mount being created, with its errno.
 fn said(fs: &OwnedFd, errno: rustix::io::Errno) -> std::io::Error {
     let error = std::io::Error::from(errno);
     let mut log = [0; 1024];
@@ -99,6 +99,6 @@ fn mount_id(fd: &OwnedFd) -> Result<u64> {
         .and_then(|id| id.trim().parse().ok());
     id.ok_or_else(|| {
         let odd = std::io::Error::from(std::io::ErrorKind::InvalidData);
-        Error::new("find the mount's number in", path, odd)
+        Error::new("find the mount's id in", path, odd)
     })
 }

@@ -1,13 +1,13 @@
-//! Overlay mounts, built by one of three forced ways and read back afterwards.
+//! Overlay mounts, made by exactly one of three methods and read back afterwards.
 //!
-//! Paths of layers are any bytes. As descriptors they need no escaping at all. As `lowerdir+`
-//! strings neither, but the kernel cuts fsconfig strings at 256 bytes, so a longer path goes in as
-//! `/proc/self/fd/N`; `upperdir` and `workdir` strings have backslashes undone by the kernel. The
-//! third way is mount(2)'s option page (`page`).
+//! Paths of layers are any bytes. As descriptors they need no escaping. Nor do they as `lowerdir+`
+//! strings, but the kernel cuts fsconfig strings at 256 bytes, so a longer path is passed as
+//! `/proc/self/fd/N`; in `upperdir` and `workdir` strings the kernel removes backslashes. The third
+//! method is mount(2)'s option page (`page`).
 //!
-//! A mount is never left without a feature that was asked for: some are dropped by the kernel with
-//! a line in its log only (index on a file system without handles, two layers with one uuid), so
-//! the options are read back.
+//! A mount never lacks a requested feature: the kernel drops some with only a line in its log
+//! (index on a file system without handles, two layers with one uuid), so the options are read
+//! back.
 
 mod options;
 mod page;
@@ -31,10 +31,10 @@ use page::{escape, mount_by_page};
 pub use options::{EffectiveOptions, OverlayOptions, RedirectDir, Xino};
 pub use page::option_page_bytes;
 
-/// Lower layers the kernel takes at most (`OVL_MAX_STACK`).
+/// The most lower layers the kernel accepts (`OVL_MAX_STACK`).
 pub const KERNEL_LAYER_LIMIT: usize = 500;
 
-/// How layers are handed to the kernel.
+/// How layers are passed to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
     /// `fsconfig(FSCONFIG_SET_FD)` for every layer: Linux 6.13.
@@ -43,13 +43,13 @@ pub enum Method {
     LowerdirPaths,
     /// One page of options through mount(2), any kernel.
     OptionPage {
-        /// The directory layers' paths are given relative to where they lie beneath it.
+        /// The directory that layers' paths are relative to if they lie beneath it.
         home: PathBuf,
     },
 }
 
 impl Method {
-    /// Returns the name used in settings and messages.
+    /// Returns the name for settings and messages.
     pub fn name(&self) -> &'static str {
         match self {
             Method::LayerFds => "layer-fds",
@@ -59,12 +59,12 @@ impl Method {
     }
 }
 
-/// An overlay to be mounted. Paths are absolute.
+/// An overlay to mount. Paths are absolute.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OverlayMount {
     /// Lower layers, top first; at least one.
     pub lowers: Vec<PathBuf>,
-    /// Data-only layers beneath them, which only redirects of metacopies reach.
+    /// Data-only layers beneath them, reached only by redirects of metacopies.
     pub data_lowers: Vec<PathBuf>,
     /// The writable layer; without it the mount is read-only.
     pub upper: Option<PathBuf>,
@@ -72,27 +72,26 @@ pub struct OverlayMount {
     pub work: Option<PathBuf>,
     /// Options.
     pub options: OverlayOptions,
-    /// Refuse writing, even if there is an upper.
+    /// Make it read-only, even with an upper.
     pub read_only: bool,
 }
 
-/// What a mount turned out to be.
+/// The resulting mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountedFacts {
-    /// The mount's number in mountinfo.
+    /// The mount's id in mountinfo.
     pub mnt_id: u64,
     /// The overlay's own device number, as in `st_dev` of its directories.
     pub dev: (u32, u32),
-    /// True if it became a plain read-only bind mount, since there was one lower layer and no
-    /// upper.
+    /// True if it is just a read-only bind mount, because there was one lower layer and no upper.
     pub is_bind: bool,
     /// The options in effect.
     pub effective: EffectiveOptions,
-    /// What the kernel had to say about it; usually empty.
+    /// What the kernel logged about it; usually empty.
     pub log: Vec<String>,
 }
 
-/// Mounts an overlay at `target` (an existing directory) by `method`, and no other.
+/// Mounts an overlay at `target` (an existing directory) by `method` only.
 ///
 /// One lower layer without an upper becomes a read-only bind mount, since the kernel refuses an
 /// overlay of one. After an error nothing is mounted.
@@ -149,7 +148,7 @@ fn check(mount: &OverlayMount) -> Result<(), MountError> {
     let why = if mount.lowers.is_empty() {
         "there is no lower layer"
     } else if mount.upper.is_some() != mount.work.is_some() {
-        "an upper and a work directory come together"
+        "an upper needs a work directory, and the other way round"
     } else {
         return Ok(());
     };
@@ -200,10 +199,10 @@ fn facts(target: &Path, log: Vec<String>) -> Result<MountedFacts, MountError> {
     })
 }
 
-/// Builds an overlay that is not attached anywhere yet; it ends when the descriptor is closed.
+/// Builds a detached overlay; it ends when the descriptor is closed.
 ///
 /// The descriptor can be walked like a directory opened with `O_PATH`. `target` is for messages.
-/// Options are not read back. Returns what the kernel logged with it. Errors as [`overlay`];
+/// Options are not read back. Also returns what the kernel logged. Errors as [`overlay`];
 /// `OptionPage` can't do this.
 pub fn overlay_detached(
     mount: &OverlayMount,
@@ -231,7 +230,7 @@ pub fn overlay_detached(
             });
         }
     }
-    // Only names the mount in tables and messages.
+    // Only the name shown in tables and messages.
     builder.string("source", b"overlay")?;
     if mount.read_only || mount.upper.is_none() {
         builder.flag("ro")?;
@@ -302,14 +301,15 @@ impl Builder<'_> {
     fn layers_as_paths(&self, mount: &OverlayMount) -> Result<(), MountError> {
         let set = |name: &str, path: &Path| {
             let escaped = match name {
-                // The kernel undoes backslashes in these two, not in the `+` options.
+                // The kernel removes backslashes in these two, but not in the `+` options.
                 "upperdir" | "workdir" => escape(path.as_os_str(), b"\\"),
                 _ => path.as_os_str().as_bytes().to_vec(),
             };
             if super::fits_fsconfig(Path::new(OsStr::from_bytes(&escaped))) {
                 return self.string(name, &escaped);
             }
-            // The kernel resolves the path during the call, so the descriptor may go afterwards.
+            // The kernel resolves the path during the call, so the descriptor may be closed
+            // afterwards.
             let fd = open_layer(path)?;
             self.string(name, format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())
         };
@@ -335,7 +335,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Takes the messages the kernel left in the context, without their level letter.
+    /// Takes the messages the kernel left in the context, without their severity letter.
     fn log(&self) -> Vec<String> {
         let mut messages = Vec::new();
         let mut buf = [0; 1024];

@@ -1,4 +1,4 @@
-//! Real mounts, each form forced. They need the privilege to mount; without it they say so and
+//! Real mounts, by each method. They need the privilege to mount; without it they report so and
 //! count as untested.
 
 use std::ffi::OsStr;
@@ -159,7 +159,7 @@ fn methods(home: &Path) -> Vec<Method> {
     all.into_iter().filter(is_known).collect()
 }
 
-/// For what does not depend on the method.
+/// For tests that do not depend on the method.
 fn any_method(home: &Path) -> Method {
     methods(home).swap_remove(0)
 }
@@ -185,7 +185,7 @@ fn any_characters_in_paths() {
                 .join(OsStr::from_bytes(name));
             std::fs::create_dir_all(&at).unwrap();
             check_layers(&at, 3, &methods(&at)[i]);
-            // A home elsewhere, so that the odd name is in the options, too.
+            // A home elsewhere, so that the strange name is in the options, too.
             let lowers = dirs(&at, &[b"x", name]);
             std::fs::write(lowers[1].join("f"), "odd").unwrap();
             let odd = dirs(
@@ -322,8 +322,8 @@ fn a_feature_the_kernel_drops_is_an_error() {
 #[test]
 fn a_layer_on_a_file_system_without_handles_drops_index_and_is_refused() {
     let Some(scratch) = can_mount() else { return };
-    // An overlay made without nfs_export gives out no file handles, so index on top of it is
-    // dropped in silence.
+    // An overlay mounted without nfs_export has no file handles, so index on top of it is silently
+    // dropped.
     let (inner, merged) = writable(scratch.path(), layers(scratch.path(), 2));
     overlay(&inner, &merged, &any_method(scratch.path())).unwrap();
     let top = scratch.path().join("top");
@@ -342,7 +342,7 @@ fn a_layer_on_a_file_system_without_handles_drops_index_and_is_refused() {
 }
 
 #[test]
-fn what_the_kernel_says_is_in_the_error() {
+fn the_kernels_message_is_in_the_error() {
     let Some(scratch) = can_mount() else { return };
     let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 1));
     mount.options.extra = vec![("no_such_option".into(), Some("1".into()))];
@@ -362,12 +362,12 @@ fn what_the_kernel_says_is_in_the_error() {
         ..OverlayOptions::default()
     };
     let e = overlay(&mount, &merged, &any_method(scratch.path())).unwrap_err();
-    // Some refusals the kernel puts into its own log only.
+    // The kernel reports some refusals only in its own log.
     assert!(e.is_unsupported(), "{e:?}");
 }
 
 #[test]
-fn who_holds_an_upper_is_found_by_its_path() {
+fn the_holder_of_an_upper_is_found_by_its_path() {
     let Some(scratch) = can_mount() else { return };
     let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
     mount.options.index = Some(true);
@@ -408,15 +408,16 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
         .unwrap();
     assert_eq!(line, "in\n");
     unmount(&merged, Detach::Yes).unwrap();
-    // Our own table shows nothing, and still the kernel refuses: the other namespace has the upper.
+    // Our own table shows nothing, and still the kernel refuses: the other namespace uses the
+    // upper.
     let table = crate::mountinfo::read().unwrap();
     assert!(table.beneath(scratch.path()).is_empty());
     let e = overlay(&mount, &merged, &any_method(scratch.path())).unwrap_err();
     assert!(e.is_busy(), "{e}");
     let (upper, work) = (mount.upper.as_deref().unwrap(), mount.work.as_deref());
     let found = crate::mountinfo::find_overlay_holders(upper, work).unwrap();
-    // Programs that others start meanwhile in namespaces of their own are found, too, and hold it
-    // as long as they run.
+    // Programs started elsewhere in their own namespaces are found, too, and hold it as long as
+    // they run.
     let found = found
         .iter()
         .find(|h| h.pid == holder.id())
@@ -436,7 +437,7 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
 }
 
 #[test]
-fn only_the_mount_that_was_meant_is_taken_away() {
+fn only_the_intended_mount_is_unmounted() {
     let Some(scratch) = can_mount() else { return };
     let place = dirs(scratch.path(), &[b"place", b"a", b"b"]);
     bind(&place[1], &place[0], BindOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Who else has something mounted, in whichever mount namespace.
+//! Which other processes have something mounted, in whichever mount namespace.
 //!
 //! Other processes' tables can only be read as text.
 
@@ -13,13 +13,13 @@ use crate::{Error, Result};
 /// mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Process number in our pid namespace.
+    /// Process id in our pid namespace.
     pub pid: u32,
-    /// What it calls itself.
+    /// Its command name.
     pub command: OsString,
-    /// The inode number of its mount namespace (`/proc/PID/ns/mnt`), 0 if it is not ours to know.
+    /// The inode number of its mount namespace (`/proc/PID/ns/mnt`), 0 if we may not read it.
     pub namespace: u64,
-    /// Where the mount shows in that process's view.
+    /// The mount point in that process's view.
     pub mount_point: PathBuf,
 }
 
@@ -35,11 +35,11 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Searches every process's mount table for mounts that `wanted` accepts, one answer per namespace
-/// and place.
+/// Searches every process's mount table for mounts that `wanted` accepts, one answer for each
+/// namespace and mount point.
 ///
-/// Processes that end meanwhile or are not ours to ask are passed over, so an empty answer proves
-/// nothing to a plain user.
+/// Processes that end meanwhile or that we may not inspect are skipped, so an empty answer proves
+/// nothing for a plain user.
 pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Result<Vec<Holder>> {
     let mut seen = Vec::new();
     let mut holders = Vec::new();
@@ -59,8 +59,8 @@ pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Resul
         let Ok(table) = read_of(pid) else { continue };
         seen.push(namespace);
         for mount in table.mounts() {
-            // Read along with the table, so this can't fail; a mount without them is none that can
-            // be wanted.
+            // Read along with the table, so this can't fail; a mount without options can't be a
+            // match.
             let Ok(options) = mount.fs_options() else {
                 continue;
             };
@@ -82,7 +82,7 @@ pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Resul
 /// Searches every mount namespace for overlay mounts that use `upper` as upper or `work` as work
 /// directory.
 ///
-/// This is who makes a mount of that upper fail with EBUSY while our own table shows nothing.
+/// It finds what makes a mount of that upper fail with EBUSY while our own table shows nothing.
 /// Mounts made with relative paths are recognised by the end of the path.
 pub fn find_overlay_holders(upper: &Path, work: Option<&Path>) -> Result<Vec<Holder>> {
     find_holders(|mount, options| {

@@ -1,13 +1,12 @@
-//! The mount table through listmount(2) and statmount(2), which tell what is asked for and nothing
-//! else.
+//! The mount table through listmount(2) and statmount(2), which return only what is requested.
 //!
-//! Both came with Linux 6.8; what is needed here is complete from 6.13 on (sources and subtypes).
-//! An older kernel leaves unknown fields out of its answer without a word, so a table in which no
-//! mount has a source is not believed: see [`Unusable`].
+//! Both came with Linux 6.8; what is needed here is complete since 6.13 (sources and subtypes). An
+//! older kernel silently leaves unknown fields out of its answer, so a table in which no mount has
+//! a source is not trusted: see [`Unusable`].
 //!
-//! Mounts are named by a number that is never used again. One that goes between the list and the
-//! question is left out, as it would be a moment later. Neither libc nor rustix has these calls, so
-//! their structures stand here.
+//! Mounts are identified by a unique id that is never reused. A mount that goes between the list
+//! and the request is left out, as it would be a moment later. Neither libc nor rustix has these
+//! calls, so their structures are defined here.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -21,23 +20,23 @@ use rustix::io::Errno;
 
 use super::{FsOptions, Known, Mount, Table, os};
 
-/// The kernel has no such calls, tells too little, or they are forbidden (in containers by a
-/// seccomp filter, with EPERM or ENOSYS). The other way to read the table tells the same.
+/// The kernel lacks these calls, returns too little, or they are forbidden (in containers by a
+/// seccomp filter, with EPERM or ENOSYS). The other way to read the table gives the same answer.
 #[derive(Debug)]
 pub(super) struct Unusable;
 
-/// `struct mnt_id_req` of linux/mount.h as it was first; the kernel knows it by its size.
+/// `struct mnt_id_req` of linux/mount.h in its first version; the kernel recognises it by its size.
 #[repr(C)]
 struct Request {
     size: u32,
     spare: u32,
     mnt_id: u64,
-    /// listmount: the number after which to go on; statmount: what is wanted.
+    /// listmount: the id after which to continue; statmount: the requested fields.
     param: u64,
 }
 
-/// The fixed part of `struct statmount` of linux/mount.h, 512 bytes whatever the kernel; strings
-/// lie behind it, ended by NUL, and are named here by their distance from its end.
+/// The fixed part of `struct statmount` of linux/mount.h, 512 bytes on every kernel; NUL-terminated
+/// strings follow it, and are given here as offsets from its end.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Answer {
@@ -74,15 +73,15 @@ const _: () = assert!(
         && offset_of!(Answer, sb_source) == 124
 );
 
-// The numbers of the calls, which libc has not: the same on every architecture but MIPS, where
-// these are no calls (ENOSYS).
+// The syscall numbers, which libc lacks: the same on every architecture except MIPS, where these
+// numbers are not syscalls (ENOSYS).
 const SYS_STATMOUNT: libc::c_long = 457;
 const SYS_LISTMOUNT: libc::c_long = 458;
 
-/// What listmount takes for "the root of who asks".
+/// listmount's value for "the caller's root".
 const ROOT: u64 = u64::MAX;
 
-// What statmount can be asked for.
+// The fields of statmount.
 const SB_BASIC: u64 = 0x1;
 const MNT_BASIC: u64 = 0x2;
 const PROPAGATE_FROM: u64 = 0x4;
@@ -97,7 +96,7 @@ const SB_SOURCE: u64 = 0x200;
 const ALL: u64 =
     SB_BASIC | MNT_BASIC | PROPAGATE_FROM | MNT_ROOT | MNT_POINT | FS_TYPE | FS_SUBTYPE | SB_SOURCE;
 
-/// Without these there is no mount to speak of.
+/// Without these there is no usable mount.
 const NEEDED: u64 = SB_BASIC | MNT_BASIC | MNT_ROOT | FS_TYPE;
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
@@ -108,8 +107,8 @@ pub(super) fn read() -> Result<Table, Unusable> {
     read_in_steps(ALL, 1024, FIRST_BYTES)
 }
 
-/// As [`read`], asking for the fields `wanted`, for `step` mounts at a time, with a buffer that has
-/// `bytes` at first.
+/// As [`read`], requesting the fields `wanted`, for `step` mounts at a time, with a buffer of
+/// initially `bytes`.
 fn read_in_steps(wanted: u64, step: usize, bytes: usize) -> Result<Table, Unusable> {
     let mut asker = Asker::new(bytes);
     let mut mounts = Vec::new();
@@ -129,7 +128,7 @@ fn read_in_steps(wanted: u64, step: usize, bytes: usize) -> Result<Table, Unusab
 
 /// Returns the mount that `fd` lies on; `None` if it is not among those this process sees.
 pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Option<Mount>, Unusable> {
-    // Without asking the file system, which may be one that no longer answers.
+    // Without a request to the file system, which may no longer answer.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let seen = rustix::fs::statx(fd, "", flags, MNT_ID_UNIQUE).map_err(|_| Unusable)?;
     if seen.stx_mask & MNT_ID_UNIQUE.bits() == 0 {
@@ -147,7 +146,7 @@ pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Option<Mount>, Unusable> {
 pub(super) fn options(id: u64) -> io::Result<FsOptions> {
     let mut asker = Asker::new(FIRST_BYTES);
     let told = asker.ask(id, SB_BASIC | MNT_OPTS)?.ok_or(Errno::NOENT)?;
-    // As the table's text has them: those that every file system has come first.
+    // In the order of the table's text: those that every file system has come first.
     let mut all = Vec::new();
     let common: [(u32, &[u8]); 3] = [
         (1 << 4, b"sync"),
@@ -162,7 +161,7 @@ pub(super) fn options(id: u64) -> io::Result<FsOptions> {
     Ok(FsOptions(OsString::from_vec(all.join(&b','))))
 }
 
-/// Returns the numbers of all mounts that can be reached from this process's root, in the kernel's
+/// Returns the ids of all mounts that can be reached from this process's root, in the kernel's
 /// order.
 fn list(step: usize) -> Result<Vec<u64>, Unusable> {
     let mut ids: Vec<u64> = Vec::new();
@@ -176,8 +175,8 @@ fn list(step: usize) -> Result<Vec<u64>, Unusable> {
         };
         ids.resize(known + step, 0);
         // SAFETY: the kernel reads `size` bytes of the request, which is laid out as struct
-        // mnt_id_req, and writes at most `step` numbers to the place behind the known ones, which
-        // was just made for that many. Both outlive the call.
+        // mnt_id_req, and writes at most `step` ids after the known ones, into space just allocated
+        // for that many. Both outlive the call.
         let count = unsafe {
             libc::syscall(
                 SYS_LISTMOUNT,
@@ -195,7 +194,7 @@ fn list(step: usize) -> Result<Vec<u64>, Unusable> {
     }
 }
 
-/// Asks about one mount after the other, with one buffer.
+/// Queries one mount after the other, with one buffer.
 struct Asker {
     buffer: Vec<u8>,
 }
@@ -209,19 +208,19 @@ struct Told<'b> {
 /// Long enough for two long paths.
 const FIRST_BYTES: usize = 16 << 10;
 
-/// An overlay's options are some MiB at the most.
+/// An overlay's options are a few MiB at most.
 const MOST_BYTES: usize = 64 << 20;
 
 impl Asker {
-    /// Makes one whose buffer has `bytes`, at least those of an [`Answer`], and grows where need
-    /// be.
+    /// Creates one whose buffer has `bytes`, at least the size of an [`Answer`], and grows as
+    /// needed.
     fn new(bytes: usize) -> Self {
         Asker {
             buffer: vec![0; bytes],
         }
     }
 
-    /// Asks for the `wanted` of mount `id`; `None` if it is gone.
+    /// Requests the fields `wanted` of mount `id`; `None` if it is gone.
     fn ask(&mut self, id: u64, wanted: u64) -> io::Result<Option<Told<'_>>> {
         let request = Request {
             size: size_of::<Request>() as u32,
@@ -256,7 +255,7 @@ impl Asker {
             }
         }
         let (fixed, strings) = self.buffer.split_at(size_of::<Answer>());
-        // SAFETY: `fixed` has as many bytes as the structure, which is made of numbers alone, so
+        // SAFETY: `fixed` has as many bytes as the structure, which consists only of numbers, so
         // any bytes will do; it need not be aligned.
         let answer = unsafe { fixed.as_ptr().cast::<Answer>().read_unaligned() };
         Ok(Some(Told { answer, strings }))
@@ -264,8 +263,8 @@ impl Asker {
 }
 
 impl Told<'_> {
-    /// Returns a string of the answer; `None` if it was not asked for, is empty, or the kernel
-    /// doesn't know of it.
+    /// Returns a string of the answer; `None` if it was not requested, is empty, or the kernel
+    /// doesn't support it.
     fn string(&self, field: u64, at: u32) -> Option<&[u8]> {
         if self.answer.mask & field == 0 {
             return None;
@@ -275,7 +274,7 @@ impl Told<'_> {
         (end > 0).then(|| &tail[..end])
     }
 
-    /// Returns what was told as a mount; `None` if it shows nowhere beneath this process's root.
+    /// Returns the answer as a mount; `None` if it has no mount point beneath this process's root.
     fn mount(&self) -> Result<Option<Mount>, Unusable> {
         let answer = &self.answer;
         if answer.mask & NEEDED != NEEDED {
@@ -410,7 +409,7 @@ mod tests {
         }
         let whole = read().unwrap();
         assert_eq!(beneath(&whole, scratch.path()).len(), 3);
-        // One mount at a time, and no room for a single string.
+        // One mount at a time, and no space for a single string.
         let pieces = read_in_steps(ALL, 1, size_of::<Answer>()).unwrap();
         assert_eq!(
             beneath(&pieces, scratch.path()),
@@ -424,11 +423,11 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_tells_no_sources_is_not_believed() {
+    fn a_kernel_that_returns_no_sources_is_not_trusted() {
         if !is_there() {
             return;
         }
-        // So does Linux 6.8 answer: what it doesn't know is left out.
+        // This is how Linux 6.8 answers: what it doesn't know is left out.
         assert!(read_in_steps(ALL & !(SB_SOURCE | FS_SUBTYPE), 1024, FIRST_BYTES).is_err());
     }
 }

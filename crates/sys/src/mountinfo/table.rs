@@ -1,4 +1,4 @@
-//! The tree of mounts, and what a lookup passes through on its way down. Pure.
+//! The tree of mounts, and which mounts a lookup passes through. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -20,12 +20,12 @@ impl Table {
         &self.mounts
     }
 
-    /// Returns the mount numbered `id`.
+    /// Returns the mount with id `id`.
     pub fn by_id(&self, id: u64) -> Option<&Mount> {
         self.mounts.iter().find(|m| m.id == id)
     }
 
-    /// Returns every mount whose place is `path` or beneath it, hidden ones too, deepest and
+    /// Returns every mount whose mount point is `path` or beneath it, hidden ones too, deepest and
     /// topmost first: the order in which to unmount them.
     pub fn beneath(&self, path: &Path) -> Vec<&Mount> {
         let mut found: Vec<(usize, &Mount)> = self
@@ -45,7 +45,7 @@ impl Table {
         self.chain_without(path, &[])
     }
 
-    /// As [`Table::chain`], as if the mounts numbered in `gone` were not there.
+    /// As [`Table::chain`], as if the mounts with the ids in `gone` did not exist.
     fn chain_without(&self, path: &Path, gone: &[u64]) -> Vec<&Mount> {
         let mut chain = Vec::new();
         let Some(mut at) = self.root(gone) else {
@@ -55,7 +55,8 @@ impl Table {
         let mut prefix = PathBuf::from("/");
         for component in path.components() {
             prefix.push(component);
-            // Several mounts can be stacked on one place: each is the child of the one it covers.
+            // Several mounts can be stacked on one mount point: each is the child of the one it
+            // covers.
             while let Some(next) = self.child(at.id, &prefix, gone) {
                 chain.push(next);
                 at = next;
@@ -67,11 +68,11 @@ impl Table {
         chain
     }
 
-    /// Returns what has to be unmounted, in this order, to bring back what `path` showed through
-    /// mount `home`: the mounts that lie over it, topmost first, each preceded by those that hang
-    /// on it. Empty if nothing hides it.
+    /// Returns what must be unmounted, in this order, to reveal what `path` showed through mount
+    /// `home`: the mounts that cover it, topmost first, each preceded by those attached to it.
+    /// Empty if nothing hides it.
     ///
-    /// `home` is the mount that `path` was on when it was last seen well. If that mount is no
+    /// `home` is the mount that `path` was on when it was last accessible. If that mount is no
     /// longer in the table, the answer is empty too: then nothing covers it, it was unmounted.
     pub fn covering(&self, path: &Path, home: u64) -> Vec<&Mount> {
         let mut expected = Vec::new();
@@ -87,7 +88,7 @@ impl Table {
         if expected.is_empty() {
             return Vec::new();
         }
-        // Taking one away may show the next, which was hidden itself.
+        // Unmounting one may reveal the next, which was hidden itself.
         while let Some(cover) = self
             .chain_without(path, &gone)
             .into_iter()

@@ -112,8 +112,8 @@ fn a_root_that_is_its_own_parent_is_the_root() {
 }
 
 mod both_ways {
-    //! The same questions, put through listmount(2) and statmount(2) and by reading the text: the
-    //! answers must be the same.
+    //! The same questions, answered through listmount(2) and statmount(2) and by reading the text:
+    //! the answers must be the same.
 
     use std::os::fd::OwnedFd;
     use std::process::Command;
@@ -125,7 +125,7 @@ mod both_ways {
     use crate::mount::{self, BindOptions, Method, OverlayMount};
     use crate::testing::can_mount;
 
-    /// All that is told of a mount.
+    /// Everything known of a mount.
     fn whole(mount: &Mount) -> String {
         let options = mount.fs_options().ok();
         format!(
@@ -154,8 +154,8 @@ mod both_ways {
         assert!(done.success(), "{program} {args:?}");
     }
 
-    /// Does something on a thread that has `root` for its root, and what else it changes of itself
-    /// for itself.
+    /// Runs a closure on a thread with `root` as its root, so that other changes it makes to itself
+    /// stay there.
     fn in_root<T: Send>(root: &Path, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -170,7 +170,7 @@ mod both_ways {
         })
     }
 
-    /// Mounts of every kind in `root`, a file system of its own, and descriptors of a few.
+    /// Mounts of every type in `root`, a file system of its own, and descriptors of a few.
     fn crowd(root: &Path) -> Vec<OwnedFd> {
         let dir = |name: &[u8]| {
             let dir = root.join(OsStr::from_bytes(name));
@@ -183,7 +183,7 @@ mod both_ways {
             place
         };
         let plain = BindOptions::default();
-        // Nested, stacked, and with all that has to be escaped.
+        // Nested, stacked, and with every character that must be escaped.
         let odd = tmpfs(
             b"odd a\tb\nc\\d\\040e,f:g\xff",
             "a so\turce\\040",
@@ -198,7 +198,7 @@ mod both_ways {
         // Covered, from above and from far above.
         tmpfs(b"covered/by/what", "below", c"");
         tmpfs(b"covered", "above", c"");
-        // Views of a part, of what is gone, of a file, of a namespace.
+        // Views of a part, of a deleted directory, of a file, of a namespace.
         let strict = BindOptions {
             read_only: true,
             nosuid: true,
@@ -238,7 +238,7 @@ mod both_ways {
             let made = mount::fuse_detached(device, &fuse).unwrap();
             made.attach(&dir(b"fuse")).unwrap();
         }
-        // Every kind of spreading, and of what a mount can be told.
+        // Every type of propagation, and every mount flag.
         let shared = tmpfs(b"shared", "s", c"");
         run("mount", &["--make-shared".as_ref(), shared.as_ref()]);
         let peer = dir(b"peer");
@@ -272,7 +272,7 @@ mod both_ways {
             open.extend(rustix::fs::open(root.join(name), flags, Mode::empty()));
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        // One that is nowhere, one that is out of sight already.
+        // One that is attached nowhere, one that is already detached.
         open.push(rustix::mount::open_tree(rustix::fs::CWD, &shared, flags).unwrap());
         let left = tmpfs(b"left", "left", c"");
         open.push(rustix::fs::open(&left, OFlags::PATH, Mode::empty()).unwrap());
@@ -281,7 +281,7 @@ mod both_ways {
     }
 
     #[test]
-    fn the_table_and_each_mount_are_told_alike() {
+    fn both_ways_to_read_mounts_agree() {
         let Some(scratch) = can_mount() else { return };
         if !is_usable() {
             return;
@@ -296,7 +296,7 @@ mod both_ways {
         }
         let open = crowd(&root);
 
-        // Others mount meanwhile, but not here.
+        // Others may mount at the same time, but not here.
         let (listed, text) = (statmount::read().unwrap(), text::read().unwrap());
         assert_eq!(
             all(listed.beneath(scratch.path())),
@@ -309,14 +309,14 @@ mod both_ways {
             unknown += usize::from(text.is_none());
             match statmount::of(fd.as_fd()) {
                 Ok(told) => assert_eq!(all(&told), all(&text)),
-                // One without a source is not told from one on a kernel that tells none.
+                // One without a source can't be told from one on a kernel that returns none.
                 Err(statmount::Unusable) => assert_eq!(text.unwrap().source, ""),
             }
         }
         assert_eq!(unknown, 2);
 
-        // What isn't beneath a process's root isn't told, be it a mount's root or a directory in
-        // one.
+        // What isn't beneath a process's root isn't returned, whether that is a mount's root or a
+        // directory in one.
         for (inside, count) in [(&root, 20), (&root.join("nested"), 2)] {
             let (listed, text) = in_root(inside, || {
                 (
@@ -334,10 +334,10 @@ mod both_ways {
             assert!(each.iter().all(|(told, text)| told == text), "{each:#?}");
         }
 
-        // A plain user is told the same.
+        // A plain user gets the same answer.
         let (listed, text) = in_root(&root, || {
             let nobody = 65534;
-            // SAFETY: takes numbers. The raw call changes this thread alone, which is ours and ends
+            // SAFETY: takes numbers. The raw call changes only this thread, which is ours and ends
             // right after.
             let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
             assert_eq!(done, 0);
@@ -350,7 +350,7 @@ mod both_ways {
     }
 
     #[test]
-    fn mounts_that_come_and_go_meanwhile_do_no_harm() {
+    fn concurrent_mounts_and_unmounts_do_no_harm() {
         let Some(scratch) = can_mount() else { return };
         let stays = scratch.path().join("stays");
         let comes = scratch.path().join("comes");
@@ -385,7 +385,7 @@ mod both_ways {
         });
     }
 
-    /// Makes this thread's calls of listmount and statmount fail with `errno`, for ever.
+    /// Makes this thread's calls of listmount and statmount fail with `errno`, permanently.
     fn forbid(errno: i32, calls: std::ops::RangeInclusive<u32>) {
         let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
             code: code as u16,
@@ -393,7 +393,7 @@ mod both_ways {
             jf,
             k,
         };
-        // The number of the call is what the filter sees first.
+        // The syscall number is what the filter sees first.
         let mut filter = [
             op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
             op(
@@ -421,8 +421,8 @@ mod both_ways {
             filter: filter.as_mut_ptr(),
         };
         rustix::thread::set_no_new_privs(true).unwrap();
-        // SAFETY: the kernel copies the program, which lives through the call; the filter is this
-        // thread's alone.
+        // SAFETY: the kernel copies the program, which lives through the call; the filter applies
+        // only to this thread.
         let done = unsafe {
             libc::prctl(
                 libc::PR_SET_SECCOMP,

@@ -1,4 +1,4 @@
-//! The mount table as the kernel writes it for people: `/proc/PID/mountinfo`.
+//! The mount table as text: `/proc/PID/mountinfo`.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -26,7 +26,7 @@ pub(super) fn read_of(pid: u32) -> Result<Table> {
 
 fn read_file(path: &Path) -> Result<Table> {
     let bytes = std::fs::read(path).map_err(|e| Error::new("read the mount table", path, e))?;
-    parse(&bytes).map_err(|e| Error::new("understand the mount table", path, e))
+    parse(&bytes).map_err(|e| Error::new("parse the mount table", path, e))
 }
 
 /// Parses the text of a mountinfo file. Errors: InvalidData naming the line.
@@ -65,7 +65,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     }
     let fs_type = OsString::from_vec(unescape(fields.next()?));
     let source = OsString::from_vec(unescape(fields.next()?));
-    // A source may be empty and old kernels leave the last field out then.
+    // A source may be empty and old kernels then leave the last field out.
     let of_fs = fields.next().unwrap_or_default();
     let (access, fs_options) = match of_fs.iter().position(|&b| b == b',') {
         Some(comma) => (&of_fs[..comma], &of_fs[comma + 1..]),
@@ -94,7 +94,7 @@ fn path(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
-/// Undoes `\ooo`, the only escape the kernel writes. Anything else behind a backslash stays as it
+/// Undoes `\ooo`, the only escape the kernel writes. Anything else after a backslash stays as it
 /// is.
 pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());

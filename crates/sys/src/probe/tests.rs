@@ -1,12 +1,12 @@
-//! Facts about real file systems, made in loop files where they are not at hand.
+//! Facts about real file systems, created in loop files where necessary.
 
 use std::process::Command;
 
 use super::*;
 use crate::testing::{Scratch, can_mount};
 
-/// Makes a file system in a file and mounts it; `None` with a word if its tools or the kernel lack
-/// it.
+/// Creates a file system in a file and mounts it; `None`, with a message, if its tools or kernel
+/// support are missing.
 fn loop_fs(
     scratch: &Scratch,
     kind: &str,
@@ -67,7 +67,7 @@ fn the_kernel_says_how_layers_can_be_given() {
     let Some(scratch) = can_mount() else { return };
     let facts = kernel();
     assert!(facts.may_mount && facts.has_overlay);
-    // What the probe says must be what a mount finds.
+    // A mount must confirm what the probe says.
     for (claimed, method) in [
         (facts.has_layer_fds, crate::mount::Method::LayerFds),
         (facts.has_lowerdir_plus, crate::mount::Method::LowerdirPaths),
@@ -86,7 +86,7 @@ fn the_kernel_says_how_layers_can_be_given() {
 }
 
 #[test]
-fn facts_of_the_file_system_at_hand_hold() {
+fn facts_about_the_local_file_system_hold() {
     let Some(scratch) = can_mount() else { return };
     let facts = directory(scratch.path()).unwrap();
     assert!(facts.overlay.works(), "{facts:?}");
@@ -99,7 +99,7 @@ fn facts_of_the_file_system_at_hand_hold() {
 }
 
 #[test]
-fn an_overlay_is_no_place_for_an_upper() {
+fn an_overlay_cant_hold_an_upper() {
     let Some(scratch) = can_mount() else { return };
     let made = ["lower", "base", "upper", "work", "merged"].map(|name| scratch.path().join(name));
     for dir in &made {
@@ -124,7 +124,7 @@ fn an_overlay_is_no_place_for_an_upper() {
     assert!(facts.overlay.is_nested);
     assert!(
         !facts.overlay.trusted,
-        "this kernel takes an overlay as upper: the plan may be widened"
+        "this kernel accepts an overlay as upper: the plan may be widened"
     );
     assert!(!facts.overlay.refusal.is_empty() || facts.overlay.userxattr);
 }
@@ -167,7 +167,7 @@ fn ext4_keeps_project_quotas_too() {
     limits_hold(&quota);
 }
 
-/// ext4 lets whoever has CAP_SYS_RESOURCE pass, so that this thread gives it up first.
+/// ext4 exempts processes with CAP_SYS_RESOURCE, so this thread gives it up first.
 #[track_caller]
 fn limits_hold(place: &Path) {
     crate::quota::hold().unwrap();
@@ -241,7 +241,7 @@ fn ext4_without_filetype_has_no_d_type() {
 }
 
 #[test]
-fn tmpfs_is_a_place_for_layers() {
+fn tmpfs_can_hold_layers() {
     let Some(scratch) = can_mount() else { return };
     let place = scratch.path().join("tmpfs");
     std::fs::create_dir(&place).unwrap();

@@ -1,5 +1,4 @@
-//! Owner, mode and times: of a name in a directory, never followed, or of what a descriptor refers
-//! to.
+//! Owner, mode and times: of a name in a directory, never followed, or of a descriptor's file.
 //!
 //! The order matters: a new owner clears set-uid, set-gid and capabilities, so the owner comes
 //! before the mode.
@@ -16,12 +15,12 @@ use super::Dir;
 use crate::stat::{FileKind, Stat, Timespec};
 use crate::{Error, Result, own_files};
 
-/// What becomes of a time.
+/// How to set a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewTime {
-    /// It stays.
+    /// Leave it.
     Keep,
-    /// The file system's present time.
+    /// The file system's current time.
     Now,
     /// This time.
     To(Timespec),
@@ -141,7 +140,7 @@ pub fn change_times_fd(fd: impl AsFd, atime: NewTime, mtime: NewTime) -> Result<
 }
 
 fn owner_ids(uid: Option<u32>, gid: Option<u32>) -> rustix::io::Result<(Option<Uid>, Option<Gid>)> {
-    // The all-ones id means "leave alone" to the kernel, so nobody can own anything by it.
+    // The all-ones id means "leave alone" to the kernel, so it can't be an owner.
     if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
         return Err(Errno::INVAL);
     }
@@ -169,8 +168,8 @@ fn timestamps(atime: NewTime, mtime: NewTime) -> Timestamps {
     }
 }
 
-/// Changes a mode without following: `fchmodat2` since Linux 6.6, through an `O_PATH` descriptor
-/// before.
+/// Changes a mode without following: with `fchmodat2` since Linux 6.6, before that through an
+/// `O_PATH` descriptor.
 fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let mode = mode & 0o7777;
     match fchmodat2(dir, name, mode) {
@@ -180,8 +179,8 @@ fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     chmod_through_path(dir, name, mode)
 }
 
-/// Changes a mode through an `O_PATH` descriptor; some old kernels would change that of a symbolic
-/// link, which we refuse.
+/// Changes a mode through an `O_PATH` descriptor. Some old kernels would change the mode of a
+/// symbolic link, which we refuse.
 pub(super) fn chmod_through_path(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;

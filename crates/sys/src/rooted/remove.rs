@@ -1,14 +1,14 @@
-//! Removes a tree, however deep, however badly moded, and never anything mounted in it.
+//! Removes a tree, whatever its depth and modes, and never anything mounted in it.
 //!
 //! The walk is a loop with an explicit stack. Only the deepest [`OPEN_LEVELS`] directories are held
-//! open; the way back up goes through `..` and is believed only if device and inode are the ones
+//! open. The way back up goes through `..` and is trusted only if device and inode are the ones
 //! noted on the way down, so neither the descriptor limit nor a directory moved meanwhile can lead
 //! it astray. Every step down is an `openat2(RESOLVE_NO_XDEV)`, so a mount is never entered; what
 //! it covers stays and is reported.
 //!
-//! Where the kernel refuses, the usual causes are removed and the step tried once more: immutable
-//! and append-only flags on the entry or its directory, and permission bits that shut out even the
-//! owner.
+//! Where the kernel refuses, the usual causes are removed and the step is tried once more:
+//! immutable and append-only flags on the entry or its directory, and permission bits that shut out
+//! even the owner.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -22,16 +22,17 @@ use crate::stat::{FileKind, Stat};
 
 const OPEN_LEVELS: usize = 64;
 
-/// A directory others keep filling is listed again this often before it counts as not empty.
+/// A directory that is being filled meanwhile is listed this many times before it counts as not
+/// empty.
 const LISTINGS: u32 = 16;
 
-/// What the removal of a tree came to.
+/// The outcome of a removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing is left, or nothing was there.
     Gone,
-    /// Something is mounted in the tree. All else is removed; these places stay, as paths that
-    /// begin with the name the removal was asked for. Unmount them and ask again.
+    /// Something is mounted in the tree. All else is removed; the mount points stay, given as paths
+    /// that begin with the name to remove. Unmount them and try again.
     Mounted(Vec<PathBuf>),
 }
 
@@ -42,7 +43,7 @@ struct Level {
     dir: Option<Dir>,
     subdirs: Vec<OsString>,
     listings: u32,
-    /// A mount beneath keeps this directory from going away.
+    /// A mount beneath prevents this directory's removal.
     kept: bool,
 }
 
@@ -80,7 +81,7 @@ enum Entered {
     Dir(Dir),
     Gone,
     Mounted,
-    /// It was a directory and is none now.
+    /// It was a directory and no longer is.
     NotDir,
 }
 
@@ -108,7 +109,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The open directory of the deepest level, or the one the tree hangs in.
+    /// The open directory of the deepest level, or the one that contains the tree.
     fn current(&self) -> &Dir {
         self.stack
             .last()
@@ -158,7 +159,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Lists the deepest directory, removes what is no directory and notes the rest for later.
+    /// Lists the deepest directory, removes what is not a directory and notes the rest for later.
     fn sweep(&mut self, depth: usize) -> Result<()> {
         self.stack[depth].listings += 1;
         let mut subdirs = Vec::new();
@@ -179,7 +180,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Leaves the deepest directory, which is swept, and removes it from the one above.
+    /// Leaves the deepest directory, which is now empty, and removes it from the one above.
     fn ascend(&mut self) -> Result<()> {
         let Some(mut level) = self.stack.pop() else {
             return Ok(());
@@ -203,7 +204,7 @@ impl Walk<'_> {
         match unlink(self.current(), &level.name, AtFlags::REMOVEDIR)? {
             Step::Done => {}
             Step::Busy => self.note_mounted(&level.name),
-            // Somebody added a name, or the listing missed one while we removed others: look again.
+            // A name was added, or the listing missed one while we removed others: list it again.
             Step::NotEmpty if level.listings < LISTINGS => {
                 let dir = self.current();
                 if let Entered::Dir(dir) = enter(dir, &level.name)? {
@@ -232,7 +233,7 @@ fn reopen_parent(dir: &Dir, identity: (u64, u64)) -> Result<Dir> {
         .map_err(|e| dir.fail("go up from", "", e))?;
     let above = Dir { fd };
     if above.stat_self()?.identity() != identity {
-        // The directory was moved while we were in it: what is above now is none of our business.
+        // The directory was moved while we were in it: the one above now is not ours.
         return Err(dir.fail("go up from (it was moved away)", "", Errno::STALE));
     }
     Ok(above)
@@ -278,8 +279,8 @@ fn unlink(dir: &Dir, name: &OsStr, flags: AtFlags) -> Result<Step> {
     }
 }
 
-/// Takes away what keeps `name` from being removed from `dir`; false if nothing of the kind was
-/// found.
+/// Removes flags and permission bits that keep `name` from being removed from `dir`; false if there
+/// were none.
 fn free(dir: &Dir, name: &OsStr) -> rustix::io::Result<bool> {
     let mut found = clear_flags(&dir.fd)?;
     let stat = Stat::at(dir, Path::new(name), AtFlags::SYMLINK_NOFOLLOW)?;
@@ -305,7 +306,7 @@ fn clear_flags(fd: &std::os::fd::OwnedFd) -> rustix::io::Result<bool> {
             rustix::fs::ioctl_setflags(fd, flags.difference(STUCK))?;
             Ok(true)
         }
-        // No flags, or a file system that has none.
+        // No flags, or a file system without flags.
         _ => Ok(false),
     }
 }

@@ -1,4 +1,4 @@
-//! What names in a directory do, on the file system the tests run on.
+//! Operations on names in a directory, on the file system the tests run on.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -91,7 +91,7 @@ fn attributes_are_set_on_the_name_itself() {
 }
 
 #[test]
-fn a_fifo_does_not_block_and_is_no_file() {
+fn a_fifo_does_not_block_and_is_not_a_file() {
     let (_tmp, dir) = temp();
     dir.mknod("p", FileKind::Fifo, 0o600, (0, 0)).unwrap();
     assert!(dir.open_file("p").unwrap_err().is(Errno::INVAL));
@@ -183,7 +183,7 @@ fn links_out_of_a_tree_are_removed_not_followed() {
 }
 
 #[test]
-fn modes_and_flags_do_not_keep_a_tree() {
+fn modes_and_flags_dont_prevent_a_removal() {
     let (tmp, dir) = temp();
     dir.create_dir_all("t/sub", 0o700).unwrap();
     let sub = dir.open_dir("t/sub").unwrap();

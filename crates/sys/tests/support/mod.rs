@@ -5,27 +5,27 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A user who has no entry anywhere.
+/// A user that has no entry anywhere.
 const NOBODY_IN_PARTICULAR: u32 = 65_432;
 
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// This very program, for a user with a home: run as root, another user's; run as a plain user, the
-/// caller's.
+/// This very program, for a user with a home: run as root, as another user; run as a plain user, as
+/// the caller.
 pub struct AsUser {
-    /// Kept as long as the user is.
+    /// Exists as long as the user does.
     _scratch: tempfile::TempDir,
     program: PathBuf,
     home: PathBuf,
 }
 
 impl AsUser {
-    /// `furnish` puts into the home what is there before the user comes.
+    /// `furnish` creates the home's initial content before the user starts.
     pub fn new(furnish: impl FnOnce(&Path)) -> AsUser {
         let scratch = tempfile::tempdir_in("/tmp").unwrap();
-        // The build directory may be closed to the user.
+        // The user may not have access to the build directory.
         let program = scratch.path().join("program");
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         let home = scratch.path().join("home");
@@ -44,8 +44,8 @@ impl AsUser {
         }
     }
 
-    /// Plays `part` in the user's home, and fails if that fails; a machine without what is needed,
-    /// as the text of `lacks` on standard error tells, is left untested.
+    /// Plays `part` in the user's home, and fails if that fails; on a machine that lacks something,
+    /// as recognised by `lacks` from the text on standard error, the test counts as untested.
     pub fn play(&self, part: &str, lacks: &str) {
         let mut command = Command::new(&self.program);
         if is_root() {

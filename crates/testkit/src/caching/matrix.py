@@ -1,11 +1,11 @@
-"""Every operation beside every attribute: what a mount goes on showing after it, and what it changed.
+"""Every operation with every attribute: which stale values a mount shows after it, and what it changed.
 
-    matrix.py prepare DIR          makes a place for each cell
-    matrix.py try DIR              does each operation once for each way of asking, in places that were prepared
+    matrix.py prepare DIR          creates a directory for each cell
+    matrix.py try DIR              does each operation once for each way of reading, in the prepared directories
     matrix.py list                 names the operations
 
-`try` prints a line for each answer that was not true (`stale OPERATION ASKED NODE: FIELD said X, is Y`), one for each operation that could not be
-tried (`untried ...`), one for each operation's changes (`changed OPERATION NODE: ...`), and at the end `cells N`. What is true is asked with AT_STATX_FORCE_SYNC, for
+`try` prints a line for each stale answer (`stale OPERATION ASKED NODE: FIELD said X, is Y`), one for each operation that could not be
+tried (`untried ...`), one for each operation's changes (`changed OPERATION NODE: ...`), and at the end `cells N`. The truth is read with AT_STATX_FORCE_SYNC, for
 which a mount asks its server.
 """
 
@@ -21,7 +21,7 @@ import sys
 libc = ctypes.CDLL(None, use_errno=True)
 SIZE = 70_000
 USER = 1000
-# Name, bit of statx, and where struct statx has it: (offset, format).
+# Name, bit of statx, and its location in struct statx: (offset, format).
 FIELDS = {
     "mode": (0x2 | 0x1, (28, "H")),
     "nlink": (0x4, (16, "I")),
@@ -39,7 +39,7 @@ EMPTY_PATH, NO_FOLLOW = 0x1000, 0x100
 
 
 def statx(fd, path, mask, flags=0):
-    """The fields of one statx(2), all of them whatever was asked for."""
+    """The fields of one statx(2), all of them, whatever was requested."""
     buffer = ctypes.create_string_buffer(256)
     if path is None:
         path, flags = b"", flags | EMPTY_PATH
@@ -49,7 +49,7 @@ def statx(fd, path, mask, flags=0):
     return {name: struct.unpack_from(how, buffer.raw, at) for name, (_, (at, how)) in FIELDS.items()}
 
 
-# How answers are asked for: a field alone or all, by name or by descriptor.
+# How attributes are read: one field or all, by name or by descriptor.
 ASKED = [(field, by) for by in ("name", "descriptor") for field in (*FIELDS, "all")]
 WAYS = os.environ.get("WAYS", "each")
 if WAYS == "each field once":
@@ -58,12 +58,12 @@ elif WAYS == "all fields":
     ASKED = [("all", "name"), ("all", "descriptor")]
 elif WAYS == "changes":
     ASKED = [("all", "descriptor")]
-# What is looked at in each cell, below the cell's directory.
+# The nodes examined in each cell, below the cell's directory.
 NODES = [".", "d", "d/f", "d/g", "d/l", "d/sub", "d/full", "h", "h/f", "e"]
 
 
 class Cell:
-    """A place, with what is open in it."""
+    """A directory, with its open files."""
 
     def __init__(self, at):
         self.at = at
@@ -80,7 +80,7 @@ OPERATIONS = {}
 
 
 def operation(mode=0o644, linked=False, user=False):
-    """Declares an operation: the mode of its file, whether that has a second name, whether a user without rights does it."""
+    """Declares an operation: the mode of its file, whether it has a second name, whether an unprivileged user does it."""
 
     def declare(function):
         OPERATIONS[function.__name__] = (function, mode, linked, user)
@@ -430,7 +430,7 @@ def make_nameless(cell):
 @operation()
 def name_the_nameless(cell):
     fd = cell.open("d", os.O_TMPFILE | os.O_RDWR)
-    # What Python has does not follow.
+    # Python's function does not follow links.
     if libc.linkat(-100, b"/proc/self/fd/%d" % fd, -100, os.fsencode(cell.path("e/new")), 0x400):
         raise OSError(ctypes.get_errno(), "linkat")
 
@@ -585,7 +585,7 @@ def prepare(base):
 
 
 def run(function, cell, user):
-    """Does the operation in a child, so that nothing of it stays open. Returns its errno, or 0."""
+    """Does the operation in a child, so that none of its files stay open. Returns its errno, or 0."""
     child = os.fork()
     if child == 0:
         status = 0
@@ -612,7 +612,7 @@ def try_all(base):
             cell = Cell(place(base, name, asked))
             there = [node for node in NODES if os.path.lexists(cell.path(node))]
             fds = {node: os.open(cell.path(node), os.O_PATH | os.O_NOFOLLOW) for node in there}
-            # All is cached now.
+            # Everything is cached now.
             before = {node: statx(fds[node], None, BASIC) for node in there}
             by_name = {node: statx(-100, cell.path(node), BASIC) for node in there}
             assert before == by_name, name
@@ -649,7 +649,7 @@ def try_all(base):
 
 
 def report(name, fds, before):
-    """Prints which times changed, and what the rest is, of everything but access times and what depends on where bytes lie."""
+    """Prints which times changed, and the values of the rest, except access times and what depends on where bytes lie."""
     for node, fd in fds.items():
         now = statx(fd, None, BASIC)
         times = [field for field in ("mtime", "ctime") if now[field] != before[node][field]]

@@ -1,8 +1,8 @@
-//! A containerd of the test's own, on a unix socket, and the server of its snapshots beside it.
+//! A containerd of the test's own, on a unix socket, and its snapshotter's server.
 //!
-//! Both can be killed and started again at the same place, as crashes and upgrades do it.
-//! Containers run under shims that outlive containerd; dropping it ends them too, found by the
-//! socket's name in their command lines.
+//! Both can be killed and started again at the same path, as in crashes and upgrades. Containers
+//! run under shims that outlive containerd; dropping it ends them too, found by the socket's name
+//! in their command lines.
 
 use super::{Home, find, run};
 use anyhow::{Context, bail};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a server may take to answer on a machine that is busy with other things.
+/// How long a server may take to answer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A program that serves on a socket until it is told to end. Killed when dropped.
+/// A program that serves on a socket until it is stopped. Killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     program: PathBuf,
@@ -36,20 +36,20 @@ impl Daemon {
         }
     }
 
-    /// Has it, and what it starts, look for programs in `dir` first.
+    /// Makes it, and what it starts, look for programs in `dir` first.
     pub fn finding(mut self, dir: &Path) -> Self {
         self.finds = Some(dir.into());
         self
     }
 
-    /// `PATH`, if it is another than this process's.
+    /// `PATH`, if it differs from this process's.
     fn search_path(&self) -> Option<(&'static str, std::ffi::OsString)> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs = std::iter::once(self.finds.clone()?).chain(std::env::split_paths(&path));
         Some(("PATH", std::env::join_paths(dirs).ok()?))
     }
 
-    /// Starts it and waits until `answers`. Told to end when the calling thread does.
+    /// Starts it and waits until `answers`. It is killed when the calling thread ends.
     pub fn start(&mut self, answers: impl Fn() -> bool) -> anyhow::Result<()> {
         let log = std::fs::File::options()
             .create(true)
@@ -83,7 +83,7 @@ impl Daemon {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Kills it as a crash would: no handler of its own runs.
+    /// Kills it as a crash would: none of its handlers run.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill(); // no effect on one that has ended
@@ -91,7 +91,7 @@ impl Daemon {
         }
     }
 
-    /// Asks it to end and waits until it has.
+    /// Asks it to exit and waits until it has.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         let Some(child) = &mut self.child else {
             return Ok(());
@@ -102,7 +102,7 @@ impl Daemon {
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                bail!("{} does not end", self.program.display());
+                bail!("{} does not exit", self.program.display());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -110,7 +110,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// All it said so far.
+    /// Its output so far.
     pub fn said(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -168,7 +168,7 @@ impl SnapshotServer {
         Ok(server)
     }
 
-    /// Starts it at the same place after [`Daemon::kill`] or [`Daemon::stop`].
+    /// Restarts it at the same path after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         let socket = self.socket.clone();
         self.daemon
@@ -185,7 +185,7 @@ impl SnapshotServer {
         &self.root
     }
 
-    /// The trees that the store's driver has a directory for.
+    /// The trees that have a directory of the store's driver.
     pub fn trees(&self) -> anyhow::Result<Vec<String>> {
         let mut names = Vec::new();
         let dir = self.root.join("overlay2");
@@ -199,7 +199,7 @@ impl SnapshotServer {
     }
 }
 
-/// The name under which containerd knows the server's snapshotter.
+/// containerd's name for the server's snapshotter.
 pub const SNAPSHOTTER: &str = "vellum";
 
 /// A running containerd with one proxy snapshotter, [`SNAPSHOTTER`].
@@ -212,8 +212,8 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Where the containerd of `home` will listen: its snapshotter wants to know before it is
-    /// there.
+    /// Where the containerd of `home` will listen: its snapshotter needs this before containerd
+    /// runs.
     pub fn socket_in(home: &Home) -> PathBuf {
         home.join("ctd/sock")
     }
@@ -251,7 +251,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         ))
     }
 
-    /// Starts containerd in `home` with a configuration of the caller's, which has it listen at
+    /// Starts containerd in `home` with the caller's configuration, which must make it listen at
     /// [`Containerd::socket_in`] and keep its data in `ctd/root` and `ctd/state`.
     pub fn start_with(home: &Home, config_text: &str) -> anyhow::Result<Self> {
         Self::begin(home, config_text, None)
@@ -278,7 +278,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         Ok(containerd)
     }
 
-    /// Starts it at the same place after [`Daemon::kill`] or [`Daemon::stop`].
+    /// Restarts it at the same path after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         let socket = self.socket.clone();
         self.daemon
@@ -290,7 +290,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         &self.socket
     }
 
-    /// Its data.
+    /// Its data directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -298,7 +298,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
     /// A `ctr` command in `namespace`.
     pub fn command(&self, namespace: &str) -> Command {
         let mut command = ctr(&self.socket, namespace);
-        // `ctr run` mounts the tree itself, too, to look for users in it.
+        // `ctr run` also mounts the tree itself, to look for users in it.
         command.envs(self.daemon.search_path());
         command
     }
@@ -322,11 +322,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         }
     }
 
-    /// A `ctr run` in `namespace` on the snapshotter; further options, the image, the id and a
-    /// command are yours to add.
+    /// A `ctr run` in `namespace` on the snapshotter; the caller adds further options, the image,
+    /// the id and a command.
     ///
-    /// The runtime keeps its books below this containerd's own directory: the usual place is one
-    /// for all.
+    /// The runtime keeps its state below this containerd's own directory: the usual directory is
+    /// shared by all.
     pub fn run_command(&self, namespace: &str) -> Command {
         let mut command = self.command(namespace);
         command
@@ -335,11 +335,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         command
     }
 
-    /// Runs an image's own command in a container of a moment; returns what it printed, without the
-    /// last newline.
+    /// Runs an image's own command in a short-lived container; returns its output, without the last
+    /// newline.
     ///
-    /// containerd writes that into a file: `ctr` lets go of its pipes at the container's end, read
-    /// or not.
+    /// containerd writes that into a file: `ctr` closes its pipes when the container ends, read or
+    /// not.
     pub fn run_once(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
         let said = self.root.with_file_name(format!("{namespace}-{id}.log"));
         let mut command = self.run_command(namespace);
@@ -397,20 +397,20 @@ impl Drop for Containerd {
                 .filter_map(|pid| pid.parse().ok());
             for pid in std::iter::once(shim as i32).chain(children) {
                 if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                    // Gone already is as good.
+                    // If it is already gone, that is fine.
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
             }
         }
         for socket in sockets {
-            // A shim that ended by itself has taken it along.
+            // A shim that ended by itself has removed it.
             let _ = std::fs::remove_file(socket);
         }
     }
 }
 
 impl Containerd {
-    /// The sockets of the shims, which lie in a directory that all containerds share.
+    /// The shims' sockets, which lie in a directory that all containerds share.
     fn shim_sockets(&self) -> Vec<PathBuf> {
         let tasks = self
             .root

@@ -18,13 +18,13 @@ pub struct Dockerd {
 impl Dockerd {
     /// Starts dockerd in `home` and waits until it answers.
     ///
-    /// It is told to end when the calling thread does, so that a test that is torn down
-    /// leaves no daemon. `extra` is added to the command line.
+    /// It is told to end when the calling thread does, so that an aborted test leaves no daemon.
+    /// `extra` is added to the command line.
     pub fn start(home: &Home, extra: &[&str]) -> anyhow::Result<Self> {
         let dir = home.dir("dockerd")?;
         let program = find("dockerd").context("dockerd is not installed")?;
         let log_path = dir.join("log");
-        // Its own empty one: the machine's may name a driver or hosts.
+        // An empty one of its own: the machine's may name a driver or hosts.
         let config = dir.join("daemon.json");
         std::fs::write(&config, "{}")?;
         let log = std::fs::File::create(&log_path)?;
@@ -82,7 +82,7 @@ impl Dockerd {
         run(self.command().args(arguments))
     }
 
-    /// Loads an archive and returns what docker says.
+    /// Loads an archive and returns docker's output.
     pub fn load(&self, archive: &Path) -> anyhow::Result<String> {
         run(self.command().arg("load").arg("--input").arg(archive))
     }
@@ -103,8 +103,8 @@ impl Dockerd {
             .collect())
     }
 
-    /// Mounts `image` read-only at `target` with the kernel's overlayfs: what a container
-    /// of it would see, without the files that Docker adds to containers.
+    /// Mounts `image` read-only at `target` with the kernel's overlayfs: what a container of it
+    /// would see, without the files that Docker adds to containers.
     pub fn mount_image(&self, image: &str, target: &Path) -> anyhow::Result<()> {
         let dirs = self.layer_dirs(image)?;
         let lowers: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
@@ -123,7 +123,7 @@ impl Dockerd {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
-        // dockerd takes its containerd along when it is asked, not when it is killed.
+        // dockerd stops its containerd when it is asked to exit, but not when it is killed.
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }

@@ -16,15 +16,15 @@ pub struct Home {
 }
 
 impl Home {
-    /// Makes an empty directory, mode 0755: tools that drop privileges must reach what is inside.
-    /// The umask is the usual one from now on.
+    /// Creates an empty directory, mode 0755: tools that drop privileges must reach what is inside.
+    /// From now on the umask is the usual one.
     pub fn new() -> anyhow::Result<Self> {
         crate::scratch::usual_umask();
         let dir = tempfile::Builder::new()
             .prefix("vt")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()
-            .context("cannot make a directory for the test's tools")?;
+            .context("cannot create a directory for the test's tools")?;
         Ok(Self { path: dir.keep() })
     }
 
@@ -33,15 +33,15 @@ impl Home {
         &self.path
     }
 
-    /// Makes the directory `name` below and returns its path.
+    /// Creates the directory `name` below and returns its path.
     pub fn dir(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
         std::fs::create_dir_all(&path)
-            .with_context(|| format!("cannot make {}", path.display()))?;
+            .with_context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
     }
 
-    /// The path of `name` below; nothing is made.
+    /// The path of `name` below; nothing is created.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -49,14 +49,14 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Mounts are listed in the order they were made; a later one may lie upon an earlier.
+        // Mounts are listed in order of creation; a later one may lie on top of an earlier.
         for attempt in 0..20 {
             let mounts = mounts_below(&self.path);
             if mounts.is_empty() {
                 break;
             }
             for mount in mounts.iter().rev() {
-                // A mount that another unmount took along is no failure: the list is read again.
+                // A mount that went along with another is not a failure: the list is read again.
                 let _ = rustix::mount::unmount(mount, UnmountFlags::DETACH);
             }
             if attempt > 0 {
@@ -65,7 +65,7 @@ impl Drop for Home {
         }
         let left = mounts_below(&self.path);
         if !left.is_empty() {
-            // Removing now could delete what is mounted there.
+            // Removing now could delete the content of these mounts.
             eprintln!("left behind, still mounted: {left:?}");
             return;
         }
@@ -75,7 +75,7 @@ impl Drop for Home {
     }
 }
 
-/// Mount points at or below `dir` in this mount namespace, in the order they were made.
+/// Mount points at or below `dir` in this mount namespace, in order of creation.
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let Ok(text) = std::fs::read("/proc/self/mountinfo") else {
         return Vec::new();
@@ -87,7 +87,7 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Undoes mountinfo's `\040` form of space, tab, line end and backslash.
+/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
 fn unescape_octal(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

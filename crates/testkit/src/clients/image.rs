@@ -1,10 +1,10 @@
-//! The image that tests hand to the tools.
+//! The image that tests give to the tools.
 
 use super::{Home, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Makes the small image (busybox and the odd layers) as a docker-archive called
+/// Creates the small image (busybox and the unusual layers) as a docker-archive called
 /// `vellum-demo-small:latest` and returns its path.
 ///
 /// Written by `scripts/demo-image.py` without any container tool; the same on every call.

@@ -1,8 +1,8 @@
 //! A shell in the root file system of newer clients (`scripts/forky-root.sh`), for tests that work
-//! on both sides of its wall.
+//! both inside and outside of it.
 //!
-//! What runs inside has a mount and a process namespace of its own, and ends with the shell,
-//! however the test ends. Sockets in the exchange directory can be reached from outside.
+//! Processes inside have their own mount and pid namespace, and end with the shell, however the
+//! test ends. Sockets in the exchange directory can be reached from outside.
 
 use super::Home;
 use anyhow::{Context, bail};
@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 /// Ends each piece of output.
 const DONE: &str = "--- done";
 
-/// Runs `$1`, then what comes on its input, piece by piece; the first command that fails ends it.
+/// Runs `$1`, then each piece of its input; the first command that fails ends it.
 const READER: &str = r#"set -eu
 eval "$PRELUDE" < /dev/null
 while IFS= read -r -d '' piece; do
@@ -21,7 +21,7 @@ while IFS= read -r -d '' piece; do
   echo "$DONE"
 done"#;
 
-/// A shell (bash, `set -eu`) inside. Killed with all that it started when dropped.
+/// A shell (bash, `set -eu`) inside. Killed when dropped, with everything it started.
 #[derive(Debug)]
 pub struct Newer {
     child: Child,
@@ -31,8 +31,8 @@ pub struct Newer {
 }
 
 impl Newer {
-    /// Starts it with the directory `exchange` of `home` as `/exchange`, and has it read `prelude`
-    /// first, whose `$1` is `name`.
+    /// Starts it with the directory `exchange` of `home` as `/exchange`, and makes it read
+    /// `prelude` first, whose `$1` is `name`.
     pub fn start(home: &Home, prelude: &str, name: &str) -> anyhow::Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/forky-root.sh");
         let log = home.join("newer.log");
@@ -59,11 +59,11 @@ impl Newer {
         })
     }
 
-    /// Runs a piece of shell and returns what it prints, without the last line end. Variables and
+    /// Runs a piece of shell and returns its output, without the last newline. Variables and
     /// functions stay for the next one.
     ///
-    /// Errors: a command in it fails; then this was the last piece, and the text holds all that was
-    /// said.
+    /// Errors: a command in it fails; then this was the last piece, and the text contains all
+    /// output.
     pub fn run(&mut self, piece: &str) -> anyhow::Result<String> {
         let sent = self.input.write_all(format!("{piece}\0").as_bytes());
         let mut said = String::new();
@@ -77,7 +77,7 @@ impl Newer {
             line.clear();
         }
         let mut rest = String::new();
-        // What it said until then is more than nothing.
+        // Partial output is better than none.
         let _ = self.output.read_to_string(&mut rest);
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         bail!("{piece}\nended the shell\n-- stdout\n{said}{rest}\n-- stderr\n{log}");

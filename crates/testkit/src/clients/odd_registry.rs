@@ -1,8 +1,8 @@
-//! A registry of the tests' own that behaves as oddly as it is told to.
+//! A test registry that misbehaves on request.
 //!
-//! Left alone it is a plain registry over HTTP that keeps everything in memory. A hook sees each
-//! request first and may answer it in its own way. Every request is noted, so a test can ask who
-//! was shown what.
+//! By default it is a plain registry over HTTP that keeps everything in memory. A hook sees each
+//! request first and may answer it in its own way. Every request is recorded, so a test can check
+//! what each client was shown.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     /// `GET`, `PUT`, ...
@@ -22,7 +22,7 @@ pub struct Call {
     pub path: String,
     /// What follows the question mark.
     pub query: String,
-    /// Headers, their names in small letters.
+    /// Headers, their names in lower case.
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: Vec<u8>,
@@ -35,16 +35,16 @@ impl Call {
     }
 }
 
-/// How the body of an answer arrives.
+/// How the body of an answer is sent.
 #[derive(Clone, Debug)]
 pub enum Body {
     /// At once.
     Whole(Vec<u8>),
     /// Without end.
     Endless,
-    /// One byte in each 50 ms.
+    /// One byte every 50 ms.
     Trickle(Vec<u8>),
-    /// The connection ends after so many bytes.
+    /// The connection ends after this many bytes.
     Cut(Vec<u8>, usize),
 }
 
@@ -53,14 +53,14 @@ pub enum Body {
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// Headers, but for the length.
+    /// Headers, except the length.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Body,
 }
 
 impl Reply {
-    /// An answer of this status and body.
+    /// An answer with this status and body.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self {
             status,
@@ -69,14 +69,14 @@ impl Reply {
         }
     }
 
-    /// With a header more.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 
-    /// With another body.
+    /// Replaces the body.
     #[must_use]
     pub fn with(mut self, body: Body) -> Self {
         self.body = body;
@@ -84,10 +84,10 @@ impl Reply {
     }
 }
 
-/// What sees each request first.
+/// A hook that sees each request first.
 pub type Hook = Box<dyn Fn(&OddRegistry, &Call) -> Option<Reply> + Send + Sync>;
 
-/// What the registry has.
+/// The registry's content.
 #[derive(Default)]
 struct Kept {
     blobs: BTreeMap<String, Vec<u8>>,
@@ -130,7 +130,7 @@ impl OddRegistry {
                     shared: Arc::clone(&serving),
                     owner: false,
                 };
-                // A connection that fails has failed for the client too.
+                // If a connection fails, the client notices too.
                 std::thread::spawn(move || server.serve(&client).ok());
             }
         });
@@ -167,7 +167,7 @@ impl OddRegistry {
         kept.manifests.insert(digest(manifest), manifest.to_vec());
     }
 
-    /// Takes over what another registry has.
+    /// Copies the content of another registry.
     pub fn copy_from(&self, other: &Self) {
         let other = other.kept();
         let mut kept = self.kept();
@@ -196,7 +196,7 @@ impl OddRegistry {
         Ok(())
     }
 
-    /// Does what a plain registry does, and returns what it says.
+    /// Acts as a plain registry, and returns its answer.
     pub fn plainly(&self, call: &Call) -> Reply {
         let last = call.path.rsplit('/').next().unwrap_or_default();
         let mut kept = self.kept();
@@ -280,7 +280,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Reads a request; `None` when the client has no more, or does not speak HTTP.
+/// Reads a request; `None` when the client sends no more, or does not speak HTTP.
 fn read_call(from: &mut BufReader<TcpStream>) -> anyhow::Result<Option<Call>> {
     let mut line = String::new();
     // A client that tries TLS first sends no text.
@@ -334,7 +334,7 @@ fn read_call(from: &mut BufReader<TcpStream>) -> anyhow::Result<Option<Call>> {
     Ok(Some(call))
 }
 
-/// Sends the answer. Returns whether the connection can go on.
+/// Sends the answer. Returns whether the connection can continue.
 fn write_reply(mut client: &TcpStream, call: &Call, reply: &Reply) -> anyhow::Result<bool> {
     let mut head = format!("HTTP/1.1 {} Odd\r\n", reply.status);
     for (name, value) in &reply.headers {

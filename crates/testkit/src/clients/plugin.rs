@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running plugin with a store of its own; ended when dropped.
+/// A running plugin with its own store; killed when dropped.
 #[derive(Debug)]
 pub struct Plugin {
     program: PathBuf,
@@ -22,8 +22,8 @@ pub struct Plugin {
 impl Plugin {
     /// Starts the command at `program` with a store below `home` and waits until it answers.
     ///
-    /// The socket lies where daemons look for it, under a name that nobody else has. `arguments`
-    /// come before the verb.
+    /// The socket lies where daemons look for it, under a unique name. `arguments` come before the
+    /// verb.
     pub fn start(program: &str, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
         let name = home
             .path()
@@ -58,12 +58,12 @@ impl Plugin {
         self.dir.join("root")
     }
 
-    /// The directory of what lives until the next boot.
+    /// The directory for data that lives until the next boot.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
 
-    /// A command on the plugin's store and with its settings; the verb is yours to add.
+    /// A command on the plugin's store with its settings; the caller adds the verb.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -117,18 +117,18 @@ impl Plugin {
         Ok(())
     }
 
-    /// Kills the process where it stands and starts it anew.
+    /// Kills the process with SIGKILL and starts it again.
     pub fn kill_and_restart(&mut self) -> anyhow::Result<()> {
         self.end(Signal::KILL)?;
         self.begin()
     }
 
-    /// What it has said so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    /// Sends `body` to `path` and returns status and answer. Errors if the answer breaks off.
+    /// Sends `body` to `path` and returns status and answer. Errors if the answer is cut off.
     pub fn post(&self, path: &str, body: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         let head = format!(
             "POST /{path} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -137,7 +137,7 @@ impl Plugin {
         self.exchange(&[head.as_bytes(), body])
     }
 
-    /// As [`Plugin::post`], in chunks of odd sizes and without telling the length beforehand.
+    /// As [`Plugin::post`], in chunks of irregular sizes and without a content length.
     pub fn post_in_chunks(&self, path: &str, body: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         let head = format!(
             "POST /{path} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -182,7 +182,7 @@ impl Drop for Plugin {
         if std::thread::panicking() {
             eprintln!("-- the plugin said\n{}", self.log());
         }
-        // Nobody is left to be told, and one that has ended is what is wanted.
+        // Nothing is left to report to, and a process that has ended is what we want.
         let _ = self.end(Signal::KILL);
         let _ = std::fs::remove_file(self.socket());
     }

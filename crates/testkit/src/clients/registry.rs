@@ -1,4 +1,4 @@
-//! A docker-registry of the test's own on loopback, and a proxy before it that misbehaves.
+//! A docker-registry of the test's own on loopback, and a misbehaving proxy for it.
 
 use super::{Home, Skopeo, find, run, small_image};
 use anyhow::{Context, bail};
@@ -67,15 +67,15 @@ impl Registry {
                 return Ok(registry);
             }
             let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-            // Somebody else was quicker: another port.
+            // Another process was quicker: try another port.
             if !log.contains("address already in use") || Instant::now() > deadline {
                 bail!("docker-registry did not come up:\n{log}");
             }
         }
     }
 
-    /// Starts an open registry in directory `registry` of `home` that has the small image; returns
-    /// it with the image's name there.
+    /// Starts an open registry in directory `registry` of `home` that contains the small image;
+    /// returns it with the image's name there.
     pub fn with_small_image(home: &Home) -> anyhow::Result<(Self, String)> {
         let registry = Self::start(home, "registry", Access::Open)?;
         let image = format!("{}/demo:small", registry.host());
@@ -87,7 +87,7 @@ impl Registry {
         Ok((registry, image))
     }
 
-    /// Waits until it answers; false if it ended, or does not begin in time.
+    /// Waits until it answers; false if it exited, or does not answer in time.
     fn comes_up(&mut self, deadline: Instant) -> anyhow::Result<bool> {
         loop {
             let answers = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
@@ -101,7 +101,7 @@ impl Registry {
         }
     }
 
-    /// `127.0.0.1:PORT`, as it stands in image names.
+    /// `127.0.0.1:PORT`, as used in image names.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -220,8 +220,8 @@ fn make_certificates(dir: &Path) -> anyhow::Result<()> {
 
 /// Returns a port that was free a moment ago; docker-registry can't be handed a socket.
 ///
-/// Not one of those that the kernel gives to whoever asks for any: one of them may be another
-/// test's a moment later, and a connection to it while nobody listens can even meet itself.
+/// Not one of the ephemeral ports: another test may get such a port a moment later, and a
+/// connection to one while nothing listens can even connect to itself.
 fn free_port() -> anyhow::Result<u16> {
     let mut rng = crate::Rng::seeded(RandomState::new().build_hasher().finish());
     (0..1000)
@@ -232,8 +232,8 @@ fn free_port() -> anyhow::Result<u16> {
 
 /// A proxy on loopback that cuts connections in the middle of answers.
 ///
-/// It passes bytes between its clients and one server. As long as it has cuts left, a connection
-/// ends as soon as it has carried the given number of bytes towards the client.
+/// It passes bytes between its clients and one server. As long as it has cuts left, it closes a
+/// connection as soon as that has carried the given number of bytes towards the client.
 #[derive(Debug)]
 pub struct CuttingProxy {
     port: u16,
@@ -275,7 +275,7 @@ impl CuttingProxy {
                 let (Ok(client), shared) = (client, Arc::clone(&serving)) else {
                     break;
                 };
-                // A connection that fails has failed for the client too.
+                // If a connection fails, the client notices too.
                 std::thread::spawn(move || shared.serve(&client).ok());
             }
         });
@@ -302,7 +302,7 @@ impl CuttingProxy {
         self.shared.to_server_bytes.load(Ordering::SeqCst)
     }
 
-    /// The byte ranges that clients asked for, as they wrote them.
+    /// The byte ranges that clients requested, as they wrote them.
     pub fn ranges(&self) -> Vec<String> {
         self.shared
             .ranges
@@ -381,8 +381,7 @@ impl Shared {
 
 /// A gate before a registry that asks for bearer tokens, as Docker Hub and ghcr.io do.
 ///
-/// Tokens are given for the login `vellum`, `secret`, and to nobody else; each is good for one
-/// scope.
+/// Tokens are given only for the login `vellum`, `secret`; each is valid for one scope.
 #[derive(Debug)]
 pub struct TokenGate {
     port: u16,
@@ -410,7 +409,7 @@ impl TokenGate {
                 else {
                     break;
                 };
-                // A connection that fails has failed for the client too.
+                // If a connection fails, the client notices too.
                 std::thread::spawn(move || gate(&client, &server, port, &noting).ok());
             }
         });
@@ -439,8 +438,8 @@ impl Drop for TokenGate {
     }
 }
 
-/// Serves one request and closes the connection, once the client has said all it had to say: a
-/// connection closed on bytes that nobody took is reset, and the answer may be lost with it.
+/// Serves one request and closes the connection, once the client has sent everything: closing a
+/// connection with unread bytes resets it, and the answer may be lost with it.
 fn gate(
     client: &TcpStream,
     server: &str,
@@ -470,7 +469,7 @@ fn answer(
         }
         request.push(byte[0]);
         // A client that tries TLS first.
-        anyhow::ensure!(request[0].is_ascii_uppercase(), "this is no HTTP");
+        anyhow::ensure!(request[0].is_ascii_uppercase(), "this is not HTTP");
     }
     let text = String::from_utf8(request)?;
     let header = |name: &str| {
@@ -559,7 +558,7 @@ fn answer(
         })
         .collect();
     registry.write_all(format!("{}\r\nConnection: close\r\n\r\n", kept.join("\r\n")).as_bytes())?;
-    // A registry that has heard enough says so in its answer.
+    // A registry that needs no more input says so in its answer.
     let _ = std::io::copy(&mut from.take(length), &mut registry);
     std::io::copy(&mut registry, &mut to)?;
     Ok(())

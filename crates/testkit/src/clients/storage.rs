@@ -21,7 +21,7 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Chooses the store's place in `home`; nothing runs yet.
+    /// Chooses the store's path in `home`; nothing runs yet.
     pub fn new(home: &Home) -> anyhow::Result<Self> {
         Ok(Self {
             root: home.join("storage/root"),
@@ -31,7 +31,7 @@ impl Podman {
         })
     }
 
-    /// A `podman` command on this store. The store is chosen by flags: chosen by the
+    /// A `podman` command on this store. The store is chosen by flags: if it were chosen by the
     /// environment, conmon's clean-up would look at another one and wait for it.
     pub fn command(&self) -> Command {
         let mut command = Command::new("podman");
@@ -87,7 +87,7 @@ impl Podman {
         Ok(self.podman(&["image", "mount", image])?.into())
     }
 
-    /// What skopeo calls this store: `containers-storage:` with the roots named.
+    /// skopeo's name for this store: `containers-storage:` with its roots.
     pub fn skopeo_name(&self, image: &str) -> String {
         format!(
             "containers-storage:[overlay@{}+{}]{image}",
@@ -97,7 +97,7 @@ impl Podman {
     }
 }
 
-/// buildah on the same kind of store as [`Podman`].
+/// buildah on the same type of store as [`Podman`].
 #[derive(Debug)]
 pub struct Buildah {
     root: PathBuf,
@@ -106,7 +106,7 @@ pub struct Buildah {
 }
 
 impl Buildah {
-    /// Chooses the store's place in `home`; nothing runs yet.
+    /// Chooses the store's path in `home`; nothing runs yet.
     pub fn new(home: &Home) -> anyhow::Result<Self> {
         Ok(Self {
             root: home.join("storage/root"),
@@ -115,7 +115,7 @@ impl Buildah {
         })
     }
 
-    /// Makes a working container of `image` and returns its name.
+    /// Creates a working container from `image` and returns its name.
     pub fn from(&self, image: &str) -> anyhow::Result<String> {
         run(self
             .command()

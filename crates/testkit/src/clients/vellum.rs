@@ -1,4 +1,4 @@
-//! The vellum command on a store of its own, so that tests drive what users do.
+//! The vellum command on its own store, so that tests do what users do.
 
 use super::{Home, run};
 use crate::Tree;
@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The vellum command with a store, a run directory and no configuration but its own.
+/// The vellum command with its own store, run directory and configuration.
 #[derive(Debug)]
 pub struct Vellum {
     program: PathBuf,
@@ -32,7 +32,7 @@ impl Vellum {
         })
     }
 
-    /// A command on this store; the verb and its arguments are yours to add.
+    /// A command on this store; the caller adds the verb and its arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -46,8 +46,8 @@ impl Vellum {
         command
     }
 
-    /// Runs a verb and returns what it prints on stdout; anything but success is an error with all
-    /// it said.
+    /// Runs a verb and returns its standard output; anything but success is an error with all its
+    /// output.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> anyhow::Result<String> {
         run(self.command().args(arguments))
     }
@@ -71,7 +71,7 @@ impl Vellum {
             .into())
     }
 
-    /// Takes a picture of an image's tree, mounted read-only below `home` meanwhile.
+    /// Takes a picture of an image's tree, which it mounts read-only below `home`.
     pub fn image_tree(&self, image: &str, home: &Home) -> anyhow::Result<Tree> {
         let at = home.dir("vellum-image-tree")?;
         run(self

@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 
 use super::notify::Waiting;
 
-/// What a call does to what is on disk.
+/// A call's effect on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Does {
     /// Changes it.
     Changes,
-    /// Makes what was changed safe from power cuts. Writing bytes out (`sync_file_range`) is among
-    /// them: on a file system that has bytes on disk before the names that lead to them, no more is
+    /// Makes changes safe from power cuts. This includes writing bytes out (`sync_file_range`): on
+    /// a file system that writes bytes to disk before the names that lead to them, no more is
     /// needed.
     Syncs,
-    /// Only looks, and can fail.
+    /// Only reads, and can fail.
     Reads,
 }
 
-/// How a call names what it is about.
+/// How a call names its file.
 #[derive(Clone, Copy)]
 enum Names {
     /// By the descriptor in this argument.
@@ -33,14 +33,14 @@ enum Names {
     At(usize),
 }
 
-/// How a call says what it does.
+/// What determines a call's effect.
 #[derive(Clone, Copy)]
 enum Said {
     /// By its name.
     Always(Does),
-    /// By the flags of an open in this argument, which makes or empties something, or doesn't.
+    /// The flags of an open in this argument, which creates or truncates something, or doesn't.
     InFlags(usize),
-    /// By those in the first word of the structure that this argument points to.
+    /// The flags in the first word of the structure that this argument points to.
     InStructure(usize),
 }
 
@@ -50,7 +50,8 @@ const READS: Said = Said::Always(Does::Reads);
 
 use Names::{At, Fd, Path as ByPath};
 
-/// Every call that the seam holds. The kernel's own numbers; what only old ABIs have is in [`OLD`].
+/// Every call that the seam intercepts. The kernel's own numbers; those only in old ABIs are in
+/// [`OLD`].
 const CALLS: &[(i64, &str, Said, Names)] = &[
     (libc::SYS_openat, "openat", Said::InFlags(2), At(0)),
     (libc::SYS_openat2, "openat2", Said::InStructure(2), At(0)),
@@ -148,13 +149,13 @@ const OLD: &[(i64, &str, Said, Names)] = &[];
 pub struct Call {
     /// Its name.
     pub name: &'static str,
-    /// What it does.
+    /// Its effect.
     pub does: Does,
-    /// What it is about; of two names, the one that it makes or replaces.
+    /// The file; of two names, the one that it creates or replaces.
     pub path: PathBuf,
-    /// The descriptor that it syncs, cuts or extends.
+    /// The descriptor that it syncs, truncates or extends.
     pub(super) fd: RawFd,
-    /// The length that it cuts or extends a file to.
+    /// The new length of the file.
     pub(super) length: u64,
 }
 
@@ -164,7 +165,7 @@ impl std::fmt::Display for Call {
     }
 }
 
-/// The numbers of the calls that are read here; without those that only look, unless `reads`.
+/// The numbers of the calls that are handled here; without those that only read, unless `reads`.
 pub(super) fn numbers(reads: bool) -> Vec<i64> {
     let calls = CALLS.iter().chain(OLD);
     let wanted =
@@ -172,7 +173,7 @@ pub(super) fn numbers(reads: bool) -> Vec<i64> {
     wanted.map(|&(number, ..)| number).collect()
 }
 
-/// Reads a call of a thread of this process. Nothing if it concerns no file that has a path.
+/// Decodes a call of a thread of this process. `None` if it concerns no file that has a path.
 pub(super) fn read(memory: &File, call: Waiting) -> Option<Call> {
     let known = CALLS
         .iter()
@@ -208,8 +209,8 @@ pub(super) fn read(memory: &File, call: Waiting) -> Option<Call> {
     })
 }
 
-/// The flags with which an open makes or empties a file. `O_TMPFILE` has the bit of `O_DIRECTORY`,
-/// which is none of these.
+/// The flags with which an open creates or truncates a file. `O_TMPFILE` has the bit of
+/// `O_DIRECTORY`, which is none of these.
 const MAKES: u64 = (libc::O_CREAT | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY)) as u64;
 
 /// `FICLONE`, `FICLONERANGE` and `FS_IOC_SETFLAGS`.
@@ -220,7 +221,7 @@ fn of_fd(fd: RawFd) -> Option<PathBuf> {
 }
 
 fn resolve(dir: Option<RawFd>, path: &Path) -> Option<PathBuf> {
-    // A descriptor by its name in /proc is how calls without a variant for descriptors are made.
+    // Calls without a variant for descriptors are made on the descriptor's name in /proc.
     let by_fd = ["/proc/self/fd", "/proc/thread-self/fd"]
         .iter()
         .find_map(|prefix| path.strip_prefix(prefix).ok());
@@ -247,7 +248,7 @@ fn text(memory: &File, address: u64) -> Option<PathBuf> {
     let mut page = [0; 4096];
     while address != 0 && bytes.len() <= libc::PATH_MAX as usize {
         let at = address + bytes.len() as u64;
-        // To the page's end: what follows may not be there.
+        // Up to the page's end: what follows may not be mapped.
         let upto = 4096 - (at % 4096) as usize;
         let count = memory.read_at(&mut page[..upto], at).ok()?;
         let read = &page[..count];
@@ -257,7 +258,7 @@ fn text(memory: &File, address: u64) -> Option<PathBuf> {
         }
         bytes.extend_from_slice(read);
     }
-    // A null pointer: the descriptor itself is meant.
+    // A null pointer means the descriptor itself.
     (address == 0).then(PathBuf::new)
 }
 

@@ -1,7 +1,7 @@
-//! System calls of one thread, and of the threads it starts, that wait until somebody says what
-//! becomes of them: seccomp's user notification.
+//! System calls of one thread, and of the threads it starts, that wait for a decision: seccomp's
+//! user notification.
 //!
-//! A filter can't be taken off a thread again, so it is put on a thread made for it. No privilege
+//! A filter can't be removed from a thread, so it is set on a thread created for it. No privilege
 //! is needed.
 #![allow(unsafe_code)]
 
@@ -14,32 +14,32 @@ pub struct Waiting {
     id: u64,
     /// Its number.
     pub number: i64,
-    /// Its arguments as they are in the registers.
+    /// Its arguments as in the registers.
     pub arguments: [u64; 6],
 }
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The kernel makes it.
+    /// The kernel executes it.
     Make,
-    /// It is not made, and returns 0.
+    /// It is not executed, and returns 0.
     Pretend,
-    /// It is not made, and fails with this error number.
+    /// It is not executed, and fails with this error number.
     Fail(i32),
 }
 
-/// Where the calls of a thread are told.
+/// Receives the calls of a thread.
 #[derive(Debug)]
 pub struct Listener(OwnedFd);
 
 impl Listener {
     /// From now on each call of this thread, and of the threads it will start, whose number is
-    /// among `numbers` (at most 200) waits for an answer. Once nobody listens, such calls fail with
-    /// ENOSYS.
+    /// among `numbers` (at most 200) waits for an answer. Once nothing listens, such calls fail
+    /// with ENOSYS.
     ///
-    /// Errors are the kernel's: EINVAL or EBUSY where there are no such filters, or another
-    /// listener stands.
+    /// Errors are the kernel's: EINVAL or EBUSY if such filters are not supported, or another
+    /// listener exists.
     pub fn on_this_thread(numbers: &[i64]) -> io::Result<Listener> {
         let program = program(numbers);
         let filter = libc::sock_fprog {
@@ -47,7 +47,7 @@ impl Listener {
             filter: program.as_ptr().cast_mut(),
         };
         // SAFETY: the arguments are numbers; without privileges the filter needs this, and it
-        // concerns this thread alone.
+        // concerns only this thread.
         if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -63,7 +63,7 @@ impl Listener {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the call returned a new descriptor that nobody else owns.
+        // SAFETY: the call returned a new descriptor that nothing else owns.
         Ok(Listener(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
@@ -86,7 +86,7 @@ impl Listener {
             if poll.revents & libc::POLLIN == 0 {
                 return Ok(None);
             }
-            // SAFETY: a structure of numbers, for which zero is a value; the kernel wants it so.
+            // SAFETY: a structure of numbers, for which zero is valid; the kernel requires it.
             let mut told: libc::seccomp_notif = unsafe { std::mem::zeroed() };
             // SAFETY: the structure is the one that this request fills, and outlives the call.
             let done = unsafe { libc::ioctl(self.0.as_raw_fd(), RECEIVE, &raw mut told) };
@@ -98,14 +98,14 @@ impl Listener {
                 }));
             }
             let error = io::Error::last_os_error();
-            // A signal took the call back before it was told, or came to this thread.
+            // A signal cancelled the call before it was reported, or interrupted this thread.
             if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) {
                 return Err(error);
             }
         }
     }
 
-    /// Lets a call go on. A call that a signal took back meanwhile needs no answer.
+    /// Answers a call. A call that a signal cancelled in the meantime needs no answer.
     pub fn answer(&self, call: Waiting, answer: Answer) -> io::Result<()> {
         let mut said = libc::seccomp_notif_resp {
             id: call.id,
@@ -139,7 +139,7 @@ const fn request(number: u64, size: usize) -> libc::Ioctl {
     (3 << 30 | (size as u64) << 16 | (b'!' as u64) << 8 | number) as libc::Ioctl
 }
 
-/// Tells the listener of the calls in `numbers`, and allows the others.
+/// Reports the calls in `numbers` to the listener, and allows the others.
 fn program(numbers: &[i64]) -> Vec<libc::sock_filter> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IS_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

@@ -1,9 +1,9 @@
 //! A directory tree as a power cut would leave it, kept in memory inode by inode.
 //!
-//! [`Safe`] follows a tree and knows, of each inode, what the last sync covered: of a file its
-//! bytes and attributes, of a directory its names. A name is safe once its directory was synced,
-//! bytes once the file was; a rename is one step, so syncing either directory covers both. It
-//! forgets more than ext4, XFS and btrfs do.
+//! [`Safe`] follows a tree and knows, for each inode, what the last sync covered: a file's bytes
+//! and attributes, a directory's names. A name is safe once its directory was synced, bytes once
+//! the file was; a rename is one step, so syncing either directory covers both. It forgets more
+//! than ext4, XFS and btrfs do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use rustix::fs as call;
 use rustix::io::Errno;
 
-/// An inode for as long as the file system lives: numbers are used again, moments of birth are not.
+/// Identifies an inode for the file system's lifetime: numbers are reused, birth times are not.
 type Id = (u64, Option<SystemTime>);
 
 #[derive(Debug, Clone, Hash)]
@@ -46,7 +46,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Looks at the whole tree below `root`.
+    /// Reads the whole tree below `root`.
     pub fn of(root: &Path) -> Picture {
         let mut inodes = BTreeMap::new();
         let mut todo = vec![root.to_owned()];
@@ -63,7 +63,7 @@ impl Picture {
         Picture { root, inodes }
     }
 
-    /// Makes the tree anew in the empty directory `at`.
+    /// Recreates the tree in the empty directory `at`.
     pub fn write_to(&self, at: &Path) {
         self.write(&self.root, at, &mut BTreeMap::new());
     }
@@ -155,7 +155,7 @@ fn id_of(path: &Path) -> Option<Id> {
     Some((found.ino(), found.created().ok()))
 }
 
-/// Nothing if what was looked at is gone: another thread goes on meanwhile. What can't be read for
+/// `None` if the file is gone: another thread is still running. A file that can't be read for
 /// another reason must not look lost.
 fn there<T>(looked: io::Result<T>, path: &Path) -> Option<T> {
     match looked {
@@ -165,7 +165,7 @@ fn there<T>(looked: io::Result<T>, path: &Path) -> Option<T> {
     }
 }
 
-/// What a path means that ends in a link.
+/// The target of a path that ends in a link.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Itself,
@@ -173,7 +173,7 @@ enum Last {
 }
 
 impl Inode {
-    /// Nothing if it is gone.
+    /// `None` if it is gone.
     fn read(path: &Path, last: Last) -> Option<(Id, Inode)> {
         let found = match last {
             Last::Itself => fs::symlink_metadata(path),
@@ -205,7 +205,7 @@ impl Inode {
         Some(((found.ino(), found.created().ok()), inode))
     }
 
-    /// Owner, mode and xattrs; in this order, since a change of owner takes bits of the mode.
+    /// Owner, mode and xattrs; in this order, since a change of owner clears mode bits.
     fn dress(&self, at: &Path) {
         let now = fs::symlink_metadata(at).expect("what was just made");
         if self.owner != (now.uid(), now.gid()) {
@@ -222,7 +222,7 @@ impl Inode {
         }
     }
 
-    /// What a directory's sync says of a new inode in it: that it is there.
+    /// What a directory's sync records of a new inode in it: that it exists.
     fn name_only(&self) -> Inode {
         let content = match &self.content {
             Content::Names(_) => Content::Names(BTreeMap::new()),
@@ -236,7 +236,7 @@ impl Inode {
     }
 }
 
-/// Those that this process may see. Nothing if the inode is gone.
+/// Those that this process may see. `None` if the inode is gone.
 fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
     let mut list = vec![0; 64 << 10];
     let length = match last {
@@ -244,7 +244,7 @@ fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
         Last::Followed => call::listxattr(path, list.as_mut_slice()),
     };
     let length = match length {
-        // The file system has none.
+        // The file system does not support them.
         Err(Errno::NOTSUP) => 0,
         length => there(length.map_err(io::Error::from), path)?,
     };
@@ -257,7 +257,7 @@ fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
             Last::Followed => call::getxattr(path, name, value.as_mut_slice()),
         };
         match length {
-            // Taken away since it was listed.
+            // Removed since it was listed.
             Err(Errno::NODATA) => continue,
             length => value.truncate(there(length.map_err(io::Error::from), path)?),
         }
@@ -266,18 +266,18 @@ fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
     Some(found)
 }
 
-/// What of a tree is safe.
+/// The safe part of a tree.
 #[derive(Debug)]
 pub(super) struct Safe {
     root: PathBuf,
     kept: Picture,
-    /// Lengths that were set since the last sync of a file. Unlike those that come of writing, they
-    /// go with the names.
+    /// Lengths that were set since the last sync of a file. Unlike those that result from writing,
+    /// they are saved along with the names.
     lengths: BTreeMap<Id, u64>,
 }
 
 impl Safe {
-    /// Begins with all of it.
+    /// Initially everything is safe.
     pub(super) fn new(root: &Path) -> Safe {
         Safe {
             root: root.to_owned(),
@@ -286,7 +286,7 @@ impl Safe {
         }
     }
 
-    /// The file or directory behind `path`, a descriptor's name in /proc, was synced.
+    /// The file or directory at `path`, a descriptor's name in /proc, was synced.
     pub(super) fn sync(&mut self, path: &Path) {
         let Some((id, inode)) = Inode::read(path, Last::Followed) else {
             return;
@@ -306,7 +306,7 @@ impl Safe {
         self.kept.inodes.insert(id, Arc::new(inode));
     }
 
-    /// The file behind `path` is cut or extended to `length`.
+    /// The file at `path` is truncated or extended to `length`.
     pub(super) fn resize(&mut self, path: &Path, length: u64) {
         if let Some((id, _)) = Inode::read(path, Last::Followed) {
             self.lengths.insert(id, length);
@@ -334,7 +334,7 @@ impl Safe {
                 self.kept.inodes.insert(*id, Arc::new(inode.name_only()));
             }
             self.kept.lead(&dir, name, Some(*id));
-            // It came by a rename: the other name went in the same step.
+            // It came by a rename: the old name went in the same step.
             for gone in had(*id).filter(|name| !there.contains(*name)) {
                 self.kept.lead(&gone.0, &gone.1, None);
             }
@@ -364,8 +364,8 @@ impl Safe {
         self.kept.clone().reachable()
     }
 
-    /// What is left of the tree as it is `now` if only bytes are lost that were not synced: names
-    /// and attributes are on disk.
+    /// What is left of the tree in its state `now` if only unsynced bytes are lost: names and
+    /// attributes are on disk.
     pub(super) fn without_bytes(&self, now: &Picture) -> Picture {
         let mut picture = now.clone();
         for (id, inode) in &mut picture.inodes {

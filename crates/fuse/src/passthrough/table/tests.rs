@@ -162,11 +162,11 @@ fn run(random: &mut Rng) {
                 let wire = releases.swap_remove(next(releases.len()));
                 table.release(wire);
             }
-            // A write or a truncation by one that has it open already, or by name.
+            // A write or a truncation through an existing open, or by name.
             9 if bytes == Bytes::Lower && next(4) == 0 => bytes = Bytes::Upper,
-            // What was copied up block by block became whole.
+            // A file copied up block by block became whole.
             9 if bytes == Bytes::Requests => bytes = Bytes::Upper,
-            // It may only grow from now on.
+            // It is append-only from now on.
             9 if bytes == Bytes::Upper && next(4) == 0 => bytes = Bytes::Requests,
             _ => {}
         }
@@ -192,12 +192,12 @@ fn the_kernel_never_refuses_what_the_table_answers() {
 }
 
 #[test]
-fn who_was_sent_back_is_told_once() {
+fn a_thread_is_sent_back_only_once() {
     let mut table = Table::default();
     let node = NodeId(3);
     assert!(table.send_back(node, 10));
     assert!(table.send_back(node, 11));
-    // Another thread that looks the name up says nothing about the first.
+    // Another thread that looks the name up has no effect on the first.
     table.came_back(node, 11);
     assert!(!table.send_back(node, 10));
     assert!(table.send_back(node, 10));

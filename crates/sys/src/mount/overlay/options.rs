@@ -1,15 +1,16 @@
-//! The options of an overlay: those that are asked for, and those that the kernel made of them.
+//! Overlay options: those requested, and those in effect.
 
 use crate::mountinfo::FsOptions;
 
-/// What to do with directories that are renamed or were (`redirect_dir`).
+/// How renamed directories are handled (`redirect_dir`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedirectDir {
-    /// Rename lower directories, leaving a redirect; follow redirects.
+    /// Renaming a lower directory leaves a redirect; redirects are followed.
     On,
-    /// Make none; whether they are followed is the module's `redirect_always_follow`.
+    /// Create no redirects; the module's `redirect_always_follow` decides whether they are
+    /// followed.
     Off,
-    /// Follow redirects, make none.
+    /// Follow redirects, create none.
     Follow,
     /// Neither: a redirect in a layer is an error.
     NoFollow,
@@ -30,11 +31,11 @@ impl RedirectDir {
 /// Whether inode numbers carry the layer in their high bits (`xino`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Xino {
-    /// They do.
+    /// Always.
     On,
-    /// They don't.
+    /// Never.
     Off,
-    /// They do if the layers' file systems leave room for certain.
+    /// If the layers' file systems are certain to leave those bits free.
     Auto,
 }
 
@@ -66,9 +67,9 @@ pub struct OverlayOptions {
     pub userxattr: bool,
     /// `volatile`: never sync the upper.
     pub is_volatile: bool,
-    /// Further options such as `context`, as given; `None` as value is a flag.
+    /// Further options such as `context`, as given; a `None` value means a flag.
     pub extra: Vec<(String, Option<String>)>,
-    /// Ignore set-user-id bits and capabilities (a property of the mount, not of the layers).
+    /// Ignore set-user-id bits and capabilities (an attribute of the mount, not of the layers).
     pub nosuid: bool,
     /// Refuse device nodes.
     pub nodev: bool,
@@ -120,8 +121,8 @@ pub struct EffectiveOptions {
     pub redirect_dir: String,
     /// `metacopy`.
     pub metacopy: bool,
-    /// `xino` if printed. It is not where all layers are on one file system, since there is nothing
-    /// to do then.
+    /// `xino` if printed. It is not where all layers are on one file system, since it is not needed
+    /// then.
     pub xino: Option<String>,
     /// `nfs_export`.
     pub nfs_export: bool,
@@ -156,7 +157,8 @@ impl EffectiveOptions {
         }
     }
 
-    /// Returns the first option asked for that is not in effect, as asked and as it is.
+    /// Returns the first requested option that is not in effect: what was requested, and the actual
+    /// value.
     pub fn missing(&self, asked: &OverlayOptions) -> Option<(String, String)> {
         let on_off = |b: bool| if b { "on" } else { "off" };
         let flag = |name: &str, asked: Option<bool>, is: bool| match asked {
@@ -171,7 +173,8 @@ impl EffectiveOptions {
             .or_else(|| flag("nfs_export", asked.nfs_export, self.nfs_export))
             .or_else(|| {
                 let want = asked.redirect_dir?.as_str();
-                // "off" becomes "follow" or "nofollow" by the module's redirect_always_follow.
+                // "off" becomes "follow" or "nofollow", depending on the module's
+                // redirect_always_follow.
                 let is = self.redirect_dir.as_str();
                 let same = want == is || want == "off" && is != "on" || is == "off" && want != "on";
                 (!same).then(|| (format!("redirect_dir={want}"), format!("redirect_dir={is}")))

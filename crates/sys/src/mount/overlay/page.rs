@@ -1,4 +1,4 @@
-//! The way of every kernel: one page of options through mount(2).
+//! The method that works on every kernel: one page of options through mount(2).
 //!
 //! `:`, `,` and `\` are escaped in it, and paths beneath the home directory are given relative to
 //! it, from a thread whose working directory is the home.
@@ -15,7 +15,7 @@ use super::OverlayMount;
 use crate::Error;
 use crate::mount::MountError;
 
-/// Bytes of options mount(2) passes: a page without the closing NUL.
+/// Bytes of options that mount(2) passes: a page without the closing NUL.
 const OPTION_PAGE: usize = 4095;
 
 /// Puts a backslash before every byte of `special`.
@@ -107,7 +107,7 @@ pub(super) fn mount_by_page(
     }
     let target_bytes = OsString::from_vec(target.as_os_str().as_bytes().to_vec());
     let in_home = || -> Result<(), (&'static str, Errno)> {
-        // SAFETY: CLONE_FS unshares the working directory, root and umask of this thread alone,
+        // SAFETY: CLONE_FS unshares only the working directory, root and umask of this thread,
         // which is ours and ends right after; no descriptor table is unshared.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
             .map_err(|e| ("unshare", e))?;
