@@ -1,5 +1,5 @@
-# Vellum: what a newcomer types. Each target does its own set-up first
-# (Debian packages that are missing, the Rust toolchain); `make help` lists them.
+# Vellum's common commands. Each target first installs what it needs
+# (missing Debian packages, the Rust toolchain); `make help` lists them.
 
 CARGO  ?= cargo
 PREFIX ?= /usr/local
@@ -8,7 +8,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # An archive (docker-archive, OCI layout) or a registry reference for `make demo`.
 IMAGE  ?=
-# Rows of the benchmark to run, for example BENCH="load diff"; all when empty.
+# Rows of the benchmark to run, for example BENCH="load diff"; empty: all.
 BENCH  ?=
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ build: ## Build the vellum command (release)
 	@scripts/setup.sh build
 	$(CARGO) build --release --locked --package vellum-cli
 
-demo: ## A real image in, a container out, a new image back: in one walk
+demo: ## A real image in, a container out, a new image back: end to end
 	@scripts/setup.sh build demo
 	@$(CARGO) build --release --locked --package vellum-cli
 	@VELLUM=$(TARGET)/release/vellum demo/run.sh $(IMAGE)
@@ -36,7 +36,7 @@ test: ## Format, clippy, documents and every test
 	@scripts/setup.sh build test
 	@scripts/test.sh
 
-test-slow: ## The tests of `make test`, and those against newer clients and big inputs
+test-slow: ## The tests of `make test`, and those with newer clients and large inputs
 	@scripts/setup.sh build test slow
 	@VELLUM_SLOW=1 scripts/test.sh
 

@@ -3,9 +3,9 @@
 
     bench/copy-up-delay.py --vellum target/release/vellum --dir /dev/shm [--size-mib 1024] [--fuse-overlayfs PATH]
 
-A file system in a file under --dir holds the layers. In a union with block copies off, one byte is written to the large file, and meanwhile
-another process asks for names nobody has asked for before, 1000 a second, so that each stat is a request. The same is measured without a copy, and
-beside a cp(1) of the file on the same file system, outside the union: what machine and disk do to any process shows there. Needs root.
+A file system in a file under --dir holds the layers. In a union without block copies, one byte is written to the large file, while
+another process looks up names that were never looked up before, 1000 per second, so that each stat is a request. The same is measured without a copy, and
+during a cp(1) of the file on the same file system, outside the union, which shows the effect of machine and disk on any process. Needs root.
 """
 
 import argparse
