@@ -80,7 +80,7 @@ def main():
         for lower in lowers:
             os.makedirs(lower)
         os.makedirs(root + "/tree")
-        print("| beside | program | step | median ms | most |\n|---|---|---|---:|---:|")
+        print("| while mounted | program | step | median ms | most |\n|---|---|---|---:|---:|")
         for overlays in (0, args.overlays):
             for i in range(overlays):
                 target = f"{crowd}/merged-{i}"

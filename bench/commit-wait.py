@@ -63,7 +63,7 @@ def main():
         writer = subprocess.Popen([sys.executable, "-c", WRITER, os.path.join(root, "noise")])
         try:
             time.sleep(1)
-            row("beside a writer of 1 MiB pieces without pause", rounds(args.vellum, root, args.rounds, "beside"))
+            row("next to a writer of 1 MiB pieces without pause", rounds(args.vellum, root, args.rounds, "beside"))
         finally:
             writer.kill()
             writer.wait()

@@ -84,7 +84,7 @@ def main():
         print("| union | copy, s | stats | median, ms | p99, ms | longest, ms |\n|---|---:|---:|---:|---:|---:|")
         unions = [("vellum, copied whole", [args.vellum, "overlay"], ",blocks=off", "big")]
         unions.append(("vellum, no copy", [args.vellum, "overlay"], ",blocks=off", None))
-        unions.append(("vellum, cp beside it", [args.vellum, "overlay"], ",blocks=off", "cp"))
+        unions.append(("vellum, during a cp", [args.vellum, "overlay"], ",blocks=off", "cp"))
         unions.append(("vellum, block by block", [args.vellum, "overlay"], "", "big"))
         if args.fuse_overlayfs:
             unions.append(("fuse-overlayfs", [args.fuse_overlayfs], "", "big"))

@@ -198,9 +198,9 @@ def main():
         print("| call | median ms | p99 ms | longest ms |\n|---|---:|---:|---:|", flush=True)
         everywhere = [
             ("alone", alone),
-            ("beside a writer", writing),
-            ("beside loads", loading),
-            ("beside check --deep", checking),
+            ("next to a writer", writing),
+            ("during loads", loading),
+            ("during check --deep", checking),
         ]
         try:
             removals(args, client, root, everywhere)
@@ -222,13 +222,13 @@ def main():
         writer = subprocess.Popen([sys.executable, "-c", WRITER, os.path.join(root, "noise")])
         try:
             time.sleep(1)
-            subprocess.run([client, socket, "calls", str(args.rounds), "beside a writer"], check=True)
+            subprocess.run([client, socket, "calls", str(args.rounds), "next to a writer"], check=True)
         finally:
             writer.kill()
             writer.wait()
         os.unlink(os.path.join(root, "noise"))
         with loading(args.vellum, root):
-            subprocess.run([client, socket, "calls", str(args.rounds), "beside loads"], check=True)
+            subprocess.run([client, socket, "calls", str(args.rounds), "during loads"], check=True)
         subprocess.run([client, socket, "many", str(args.count)], check=True)
         now, most = memory_mib(server.pid)
         print(f"\nserver memory with {args.count} snapshots: {now:.1f} MiB, at most {most:.1f} MiB", flush=True)

@@ -113,10 +113,10 @@ def main():
                     stdout=subprocess.DEVNULL,
                 )
                 while load.poll() is None:
-                    program.take("ls beside a load", "ls")
-                    program.take("inspect beside a load", "inspect", "idle0")
-                    program.take("create beside a load", "create", "--name", "beside", "small:1")
-                    program.take("rm beside a load", "rm", "beside")
+                    program.take("ls during a load", "ls")
+                    program.take("inspect during a load", "inspect", "idle0")
+                    program.take("create during a load", "create", "--name", "beside", "small:1")
+                    program.take("rm during a load", "rm", "beside")
                 if load.returncode:
                     sys.exit(f"a load failed: {load.returncode}")
                 program.run("rmi", f"large:{n}")

@@ -93,7 +93,7 @@ for line in sys.stdin:
       strip --strip-debug -o ".cache/vm/programs/deps/$(basename "$program")" "$program"
       echo "$package $name $directory $PWD/.cache/vm/programs/deps/$(basename "$program")"
     done
-  case "${packages[*]}" in # where the tests look for it: beside them
+  case "${packages[*]}" in # the tests look for it next to themselves
   *vellum-fuse*)
     mkdir -p .cache/vm/programs/examples
     strip --strip-debug -o .cache/vm/programs/examples/mount_union target/debug/examples/mount_union

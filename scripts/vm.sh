@@ -63,7 +63,7 @@ make_kernel() {
   echo "$release" >"$dir/complete"
 }
 
-make_initramfs() { # anew after a change of this script
+make_initramfs() { # rebuilt after a change of this script
   local dir=$cache/$kernel release tree=$cache/$kernel/initramfs module path order=()
   [ ! "$dir/initramfs.gz" -nt "$0" ] || return 0
   release=$(cat "$dir/complete")
