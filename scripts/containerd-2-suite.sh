@@ -100,7 +100,7 @@ EOF
 case "${1:-}" in
 make) make_root && echo "$root" ;;
 *)
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac

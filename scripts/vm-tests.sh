@@ -72,7 +72,7 @@ build() {
     esac
     packages+=(--package "$package")
   done < <(chosen)
-  case "${packages[*]}" in # what the tests of mounts mount with
+  case "${packages[*]}" in # the program that the tests of mounts use
   *vellum-fuse*) cargo build --locked "${packages[@]}" --example mount_union ;;
   esac
   cargo test --no-run --locked --message-format=json-render-diagnostics "${packages[@]}" "${targets[@]}" |
@@ -101,7 +101,7 @@ for line in sys.stdin:
   esac
 }
 
-chosen() { # the lines of the rows that were asked for
+chosen() { # the lines of the requested rows
   local line row
   while read -r line; do
     row=${line%% *}
@@ -176,7 +176,7 @@ inside() {
     # shellcheck disable=SC2086 # its fields
     wait_for "$log" $job || code=$?
     read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
-    # The demo, and a program without Rust's test harness, is one test.
+    # The demo, or a program without Rust's test harness, counts as one test.
     grep -q '^test result:' "$log" || passed=$((code == 0))
     # A program that died or took too long counts as at least one failure.
     [ "$code" = 0 ] || [ "$failed" -gt 0 ] || failed=1
@@ -199,5 +199,5 @@ case "${1:-}" in
 --list) rows | awk '{ printf "%-16s %s %s, at most %d minutes\n", $1, $2, $3, $4 }' ;;
 --inside) shift && inside "$@" ;;
 6.1 | new) outside "$@" ;;
-*) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,14s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

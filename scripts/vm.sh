@@ -15,7 +15,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 cache=${VM_CACHE:-$here/.cache/vm}
 say() { printf 'vm: %s\n' "$*" >&2; }
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 [ $# -ge 2 ] || usage
 kernel=$1
 shift
@@ -25,7 +25,7 @@ first="virtio_pci virtio_blk 9p 9pnet_virtio overlay quota_v2 ext4"
 # Modules that tests may need. Those that a kernel has built in, or lacks, are skipped.
 later="fuse loop erofs xfs btrfs dm_log_writes dm_flakey"
 
-packages() { # what the metapackage leads to
+packages() { # the kernel packages that the metapackage depends on
   apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances linux-image-amd64 |
     grep -E '^linux-(image|binary|modules)-[0-9]' | sort -u
 }
