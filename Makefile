@@ -1,5 +1,5 @@
-# Vellum: what a newcomer types. Each target does its own set-up first
-# (Debian packages that are missing, the Rust toolchain); `make help` lists them.
+# Vellum's common commands. Each target first installs what it needs
+# (missing Debian packages, the Rust toolchain); `make help` lists them.
 
 CARGO  ?= cargo
 PREFIX ?= /usr/local
@@ -14,7 +14,7 @@ EXAMPLES    := containerd containers docker kubernetes prometheus
 IMAGE  ?=
 # An image that is not a file is pulled, and only then a registry client is built.
 DEMO_FEATURES := $(if $(IMAGE),$(if $(wildcard $(IMAGE)),,--features registry))
-# Rows of the benchmark to run, for example BENCH="load diff"; all when empty.
+# Rows of the benchmark to run, for example BENCH="load diff"; empty: all.
 BENCH  ?=
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ build: ## Build the vellum command (release)
 	@scripts/setup.sh build
 	$(CARGO) build --release --locked --package vellum-cli
 
-demo: ## A real image in, a container out, a new image back: from end to end
+demo: ## A real image in, a container out, a new image back: end to end
 	@scripts/setup.sh build demo
 	@test -e $(TARGET)/demo/vellum || echo 'demo: building the vellum command, without servers: about two minutes on two cores, once'
 	@$(CARGO) build --profile demo --locked --package vellum-cli --no-default-features $(DEMO_FEATURES)
@@ -43,7 +43,7 @@ test: ## Format, clippy, documents and every test
 	@scripts/setup.sh build test
 	@scripts/test.sh
 
-test-slow: ## The tests of `make test`, and those against newer clients and big inputs
+test-slow: ## The tests of `make test`, and those with newer clients and large inputs
 	@scripts/setup.sh build test slow
 	@VELLUM_SLOW=1 scripts/test.sh
 

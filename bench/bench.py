@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Compares Vellum with what people use today, and says where it loses.
+"""Compares Vellum with the tools in use today, and says where it loses.
 
     bench/bench.py [ROW...] [--rounds N] [--output FILE]      rows: load mount changes registry cp million memory
     bench/bench.py --list
 
-Needs root (so do the others), Debian's dockerd, podman, skopeo, umoci and docker-registry, and some 15 GB on the
-file system of --work. In each round every contender takes its turn, in an order that
-rotates, so that what else the machine does falls on all; the table gives the median of the rounds and of the
-round's ratios to Vellum, with their spread. Dirty pages are written back before each turn.
+Needs root (as the others do), Debian's dockerd, podman, skopeo, umoci and docker-registry, and about 15 GB on the
+file system of --work. In each round every contender runs once, in an order that rotates, so that other
+load on the machine affects all of them; the table has the median of the rounds and of each round's
+ratio to Vellum, with their spread. Dirty pages are written back before each turn.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def say(text):
 
 
 class Results:
-    """Seconds by row, contender and round; and words where there is no number."""
+    """Seconds by row, contender and round, or text where there is no number."""
 
     def __init__(self):
         self.rows = {}
@@ -47,13 +47,13 @@ class Results:
 
 
 def turns(contenders, round_number):
-    """The contenders, starting with another one each round."""
+    """The contenders, starting with a different one each round."""
     shift = round_number % len(contenders)
     return contenders[shift:] + contenders[:shift]
 
 
 def take(results, row, tool, action):
-    """Runs one timed action and files it. Returns what it gave, or None."""
+    """Runs and records one timed action. Returns its result, or None."""
     os.sync()
     try:
         done = action()
@@ -141,7 +141,7 @@ def row_registry(results, contenders, rounds):
             say(f"push: {tool.name}: {refused}")
     for number in range(rounds):
         for tool in turns(ready, number):
-            # Of each turn's own: tools remember which registry has what.
+            # A name for each turn: tools remember which registry has what.
             with tools.registry(home) as host:
                 take(results, "push, 10 layers to be compressed", tool, lambda t=tool, h=host: t.push(tag, f"{h}/{tag}"))
     for tool in ready:
@@ -258,7 +258,7 @@ def report(results, command, rounds, kind):
     lines += [
         f"* {rounds} interleaved rounds (mounts: {rounds * 4}); seconds are medians; a ratio is the median of that contender's time"
         " over Vellum's in the same round, with the smallest and largest: above 1, Vellum was faster.",
-        "* What is measured, contender by contender, is said in `bench/tools.py`.",
+        "* `bench/tools.py` says what is measured for each contender.",
         "",
         "| what | contender | median | ratio to Vellum | spread | |",
         "|---|---|---:|---:|---|---|",
@@ -285,8 +285,8 @@ def report(results, command, rounds, kind):
 
 
 def ram_disk(work, gib):
-    """Mounts an ext4 that lives in memory at `work`: the disk, which others may use, is out of the measurement (and so
-    is most of what syncing costs)."""
+    """Mounts an ext4 in memory at `work`, so that the disk, which other processes may use, is not measured (nor is
+    most of the cost of syncing)."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={gib}G", "tmpfs", work], check=True)
     image, inner = f"{work}/disk", f"{work}/inner"
     os.mkdir(inner)
@@ -298,7 +298,7 @@ def ram_disk(work, gib):
 
 
 def file_system(work):
-    """The type of the file system that the stores are on, as mountinfo has it."""
+    """The type of the file system that the stores are on, according to mountinfo."""
     home = os.environ.get("BENCH_HOME", work)
     done = subprocess.run(["findmnt", "-n", "-o", "FSTYPE,SOURCE", "-T", home], stdout=subprocess.PIPE, check=False)
     words = done.stdout.decode().split() or ["?"]
@@ -330,7 +330,7 @@ def main():
     parser.add_argument("--work", default=os.path.join(inputs.CACHE, "work"), help="directory for the stores; emptied afterwards")
     parser.add_argument("--ram-disk", metavar="GIB", type=int, help="keep the stores on an ext4 file system of this size in memory instead")
     parser.add_argument("--output", help="where the table goes (bench/RESULTS.md when all rows are run, else stdout)")
-    parser.add_argument("--list", action="store_true", help="say what the rows are")
+    parser.add_argument("--list", action="store_true", help="describe the rows")
     arguments = parser.parse_args()
     if arguments.list:
         for name, row in ROWS.items():
@@ -340,15 +340,15 @@ def main():
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     if os.geteuid() != 0:
-        sys.exit("bench: must run as root, as dockerd must")
+        sys.exit("bench: needs root, as dockerd does")
     if not os.path.exists(arguments.vellum):
-        sys.exit(f"bench: no {arguments.vellum}: run make build")
+        sys.exit(f"bench: {arguments.vellum} does not exist: run make build")
     work = os.path.abspath(arguments.work)
     os.makedirs(work, exist_ok=True)
     os.environ["BENCH_HOME"] = work
     if arguments.ram_disk:
         ram_disk(work, arguments.ram_disk)
-    # As somebody else would type it: places of this machine are left out.
+    # As another user would type it: paths of this machine are left out.
     words, places = sys.argv[1:], ("--vellum", "--work", "--output")
     words = [w for i, w in enumerate(words) if w not in places and (i == 0 or words[i - 1] not in places)]
     command = " ".join(["bench/bench.py", *words])
@@ -368,7 +368,7 @@ def main():
         kind = file_system(work)
         for name in arguments.rows or ROWS:
             ROWS[name](results, contenders, arguments.rounds)
-            if output:  # after every row: a long run that is stopped keeps what it has
+            if output:  # after every row, so that an interrupted run keeps its results
                 write(output, report(results, command, arguments.rounds, kind))
     finally:
         for tool in contenders:

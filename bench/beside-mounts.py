@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What create, mount, ps and umount take beside many deep overlays of others, in a mount namespace that is gone afterwards.
+"""How long create, mount, ps and umount take while many other deep overlays are mounted, in a temporary mount namespace.
 
     cargo build --release -p vellum-cli
     bench/beside-mounts.py --vellum target/release/vellum --overlays 300 --layers 500
 
-The kernel prints every overlay's layers into /proc/self/mountinfo; what reading that takes is the last row.
+The kernel prints every overlay's layers into /proc/self/mountinfo; the last row is the time to read that.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def call(*args):
 
 
 def overlay(lowers, target):
-    """Mounts lower directories read-only at `target`, each as an option of its own."""
+    """Mounts lower directories read-only at `target`, each as a separate option."""
     context = call(FSOPEN, b"overlay", 0)
     for lower in lowers:
         call(FSCONFIG, context, SET_STRING, b"lowerdir+", os.fsencode(lower), 0)
@@ -62,8 +62,8 @@ def rounds(vellum, root, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vellum", required=True, action="append", help="more than one: each in turn")
-    parser.add_argument("--dir", default="/var/tmp", help="where the stores and layers are made")
+    parser.add_argument("--vellum", required=True, action="append", help="several: they run in turn")
+    parser.add_argument("--dir", default="/var/tmp", help="directory for the stores and layers")
     parser.add_argument("--overlays", type=int, default=300)
     parser.add_argument("--layers", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=15)
@@ -80,7 +80,7 @@ def main():
         for lower in lowers:
             os.makedirs(lower)
         os.makedirs(root + "/tree")
-        print("| beside | program | step | median ms | most |\n|---|---|---|---:|---:|")
+        print("| while mounted | program | step | median ms | most |\n|---|---|---|---:|---:|")
         for overlays in (0, args.overlays):
             for i in range(overlays):
                 target = f"{crowd}/merged-{i}"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long a layer's commit waits for the disk, alone and beside somebody who fills the page cache.
+"""How long a layer's commit waits for the disk, alone and while another process fills the page cache.
 
     bench/commit-wait.py --vellum target/release/vellum --dir /var/tmp --rounds 100
 
 Each round imports a directory with one new 4 MiB file as an image: unpack, sync, record. The second half runs while another process keeps
-writing to the same file system, since a sync of the file system has to take its data along.
+writing to the same file system, because a sync of the file system must include its data.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def row(what, times):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vellum", required=True)
-    parser.add_argument("--dir", default="/var/tmp", help="where the store is made")
+    parser.add_argument("--dir", default="/var/tmp", help="directory for the store")
     parser.add_argument("--rounds", type=int, default=100)
     args = parser.parse_args()
     root = tempfile.mkdtemp(prefix="vellum-wait-", dir=args.dir)
@@ -63,7 +63,7 @@ def main():
         writer = subprocess.Popen([sys.executable, "-c", WRITER, os.path.join(root, "noise")])
         try:
             time.sleep(1)
-            row("beside a writer of 1 MiB pieces without pause", rounds(args.vellum, root, args.rounds, "beside"))
+            row("next to a writer of 1 MiB pieces without pause", rounds(args.vellum, root, args.rounds, "beside"))
         finally:
             writer.kill()
             writer.wait()

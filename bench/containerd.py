@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """containerd on its built-in overlayfs and on Vellum: import, pull, start, remove.
 
-    bench/containerd.py --vellum target/release/vellum              containerd 2 (made by scripts/forky-root.sh) and the machine's 1.6
+    bench/containerd.py --vellum target/release/vellum              containerd 2 (from scripts/forky-root.sh) and the machine's 1.6
     bench/containerd.py --vellum ... --only 2 --rounds 5 import pull
 
-Contenders take turns in an order that rotates; the disk is synced before each, nothing else is running. What is imported is the
-demo image (ten layers, 560 MB of tar, gzip), from a page cache that has it. Medians; ratios are to overlayfs, above 1 is slower and
-stands in bold. "then sync" is what syncing takes after overlayfs has answered: Vellum has done that by then. "containerd's part" is an
-import without unpacking: the blobs are copied, checked and synced, in which no snapshotter has a hand.
+Contenders take turns in an order that rotates; the disk is synced before each, and nothing else runs. The import is the
+demo image (ten layers, 560 MB of tar, gzip), already in the page cache. Medians; ratios are to overlayfs: above 1 is slower and
+bold. "then sync" is the time of a sync after overlayfs has answered; Vellum has synced by then. "containerd's part" is an
+import without unpacking: containerd copies, checks and syncs the blobs, and no snapshotter is involved.
 
-Each import and pull has daemons of its own on an ext4 of its own, in a file below --disk: for minutes after many files were removed, ext4 takes half
-a millisecond to make one (it passes over each inode that was freed a moment ago), and whoever comes second would be measured by what
-the first one left. Starts share their daemons.
+Each import and pull has its own daemons on its own ext4, in a file below --disk: for minutes after many files were removed, ext4 takes half
+a millisecond to create one (it skips each inode that was freed recently), so the second contender would be slowed down by the
+first one's leftovers. Starts share their daemons.
 
     overlayfs     containerd's own snapshotter and differ
     vellum        Vellum's snapshotter, containerd's differ
-    vellum+diff   both Vellum's (containerd 2 only: 1.6 knows no proxy differ)
+    vellum+diff   both Vellum's (containerd 2 only: 1.6 has no proxy differ)
 """
 
 import argparse
@@ -46,7 +46,7 @@ def say(text):
 
 
 def real_image():
-    """The demo image as an OCI archive with gzip layers, made once."""
+    """The demo image as an OCI archive with gzip layers, created once."""
     path = os.path.join(CACHE, "demo-full.oci.tar")
     if not os.path.exists(path):
         archive, _ = inputs.debian_image()
@@ -106,19 +106,19 @@ class Machine:
 
     def close(self):
         if self.holder:
-            # The first process of the pid namespace takes all others along.
+            # When the first process of the pid namespace ends, all others end too.
             os.kill(self.target, signal.SIGKILL)
             self.holder.wait()
 
 
 def contenders(forky):
-    """The snapshotter of each; containerd 1.6 knows no proxy differ."""
+    """The snapshotter of each; containerd 1.6 has no proxy differ."""
     both = {"overlayfs": "overlayfs", "vellum": "vellum"}
     return both | {"vellum+diff": "vellum-plus"} if forky else both
 
 
 class Pair:
-    """A containerd and Vellum's server, with what both of them made."""
+    """A containerd and Vellum's server, with their files."""
 
     def __init__(self, vellum, forky, disk):
         self.home = tempfile.mkdtemp(prefix="bc", dir=disk)
@@ -304,7 +304,7 @@ class Bench:
 
     @contextlib.contextmanager
     def daemons(self):
-        """A pair on an empty file system; what memory it took is kept."""
+        """A pair on an empty file system; its memory use is recorded."""
         pair = Pair(self.args.vellum, self.forky, self.args.disk)
         try:
             if not self.title:
@@ -339,7 +339,7 @@ class Bench:
                 self.rows.add("  then sync ", name, timed_sync(pair.home))
 
     def starts(self, counts):
-        # The differ has no part in it.
+        # The differ is not involved.
         two = {name: self.contenders[name] for name in ("overlayfs", "vellum")}
         with self.daemons() as pair:
             for snapshotter in two.values():
@@ -379,7 +379,7 @@ def main():
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target", "release", "vellum"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("1.6", "2"), help="one containerd instead of both")
-    parser.add_argument("--disk", default="/var/tmp", metavar="DIR", help="where the file systems lie (default: /var/tmp; /dev/shm leaves the disk out)")
+    parser.add_argument("--disk", default="/var/tmp", metavar="DIR", help="directory for the file systems (default: /var/tmp; /dev/shm avoids the disk)")
     parser.add_argument("--json", help="write all times to this file")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all, if none is named")
     args = parser.parse_args()
@@ -392,7 +392,7 @@ def main():
     for version, forky in (("2", True), ("1.6", False)):
         if args.only not in (None, version):
             continue
-        # The old one only shows that nothing is lost there.
+        # The old version only shows that it gets no slower.
         some = rows if forky else [row for row in rows if row in ("import", "start")]
         try:
             everything[version] = Bench(args, forky).run(some)

@@ -3,9 +3,9 @@
 
     bench/copy-up-delay.py --vellum target/release/vellum --dir /dev/shm [--size-mib 1024] [--fuse-overlayfs PATH]
 
-A file system in a file under --dir holds the layers. In a union with block copies off, one byte is written to the large file, and meanwhile
-another process asks for names nobody has asked for before, 1000 a second, so that each stat is a request. The same is measured without a copy, and
-beside a cp(1) of the file on the same file system, outside the union: what machine and disk do to any process shows there. Needs root.
+A file system in a file under --dir holds the layers. In a union without block copies, one byte is written to the large file, while
+another process looks up names that were never looked up before, 1000 per second, so that each stat is a request. The same is measured without a copy, and
+during a cp(1) of the file on the same file system, outside the union, which shows the effect of machine and disk on any process. Needs root.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main():
         print("| union | copy, s | stats | median, ms | p99, ms | longest, ms |\n|---|---:|---:|---:|---:|---:|")
         unions = [("vellum, copied whole", [args.vellum, "overlay"], ",blocks=off", "big")]
         unions.append(("vellum, no copy", [args.vellum, "overlay"], ",blocks=off", None))
-        unions.append(("vellum, cp beside it", [args.vellum, "overlay"], ",blocks=off", "cp"))
+        unions.append(("vellum, during a cp", [args.vellum, "overlay"], ",blocks=off", "cp"))
         unions.append(("vellum, block by block", [args.vellum, "overlay"], "", "big"))
         if args.fuse_overlayfs:
             unions.append(("fuse-overlayfs", [args.fuse_overlayfs], "", "big"))

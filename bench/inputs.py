@@ -1,7 +1,7 @@
-"""What the benchmark feeds to the tools: archives, each made once and kept in .cache/bench.
+"""The inputs of the benchmark: archives, each created once and kept in .cache/bench.
 
-Every archive is a docker-archive with plain layers, so that no tool spends its time on
-inflating; the manifest comes first in the small ones and last in the big one, as `docker
+Every archive is a docker-archive with plain layers, so that no tool spends time on
+decompression; the manifest comes first in the small ones and last in the big one, as `docker
 save` does.
 """
 
@@ -36,7 +36,7 @@ def config_of(diff_ids):
 
 
 def archive(path, tag, layers):
-    """Writes a docker-archive of layer tars (bytes), under its name only when whole."""
+    """Writes a docker-archive of layer tars (bytes), under its name only when complete."""
     ids = ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers]
     config = config_of(ids)
     name = hashlib.sha256(config).hexdigest() + ".json"
@@ -108,8 +108,8 @@ def many_files(count):
 
 
 def huge_layer(gib):
-    """An image of one layer with one file of `gib` GiB. The archive is sparse, so it costs
-    no disk here; what is read from it are zeros all the same, and the tools write them."""
+    """An image of one layer with one file of `gib` GiB. The archive is sparse, so it needs
+    no disk space here; reading it yields zeros, and the tools write them."""
     tag = f"bench-huge-{gib}:latest"
     path = os.path.join(CACHE, f"huge-{gib}.tar")
     if not os.path.exists(path):
@@ -132,7 +132,7 @@ def huge_layer(gib):
 
 
 def one_big_layer(path, tag, layer, hex_digest):
-    """A docker-archive round one layer tar that is too big for memory; holes stay holes."""
+    """A docker-archive with one layer tar that is too big for memory; holes stay holes."""
     config = config_of(["sha256:" + hex_digest])
     name = hashlib.sha256(config).hexdigest() + ".json"
     manifest = [{"Config": name, "RepoTags": [tag], "Layers": [hex_digest + "/layer.tar"]}]
@@ -198,7 +198,7 @@ def change_ten(tree):
 
 
 def many_and_large(directory):
-    """Makes `many`, 2,000 files of 4 KiB in 20 directories, and `large`, 256 MiB, below `directory`."""
+    """Creates `many`, 2,000 files of 4 KiB in 20 directories, and `large`, 256 MiB, below `directory`."""
     for number in range(2000):
         part = os.path.join(directory, "many", f"{number // 100:02}")
         os.makedirs(part, exist_ok=True)

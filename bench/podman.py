@@ -4,11 +4,11 @@
     cargo build --release -p vellum-cli
     bench/podman.py --vellum target/release/vellum [--rounds 5] [--before PROGRAM] [--fuse-overlayfs PROGRAM]
 
-The image is the demo's: ten layers from Debian's packages. "ids" is a container with ids of its own
+The image is the demo's: ten layers from Debian's packages. "ids" is a container with its own ids
 (`--uidmap 0:100000:65536`): where the kernel can't map them, Podman copies and changes the owner of
-every file first. A commit is of an ended container that has written one file; with a mount program,
+every file first. The committed container has ended and has written one file; with a mount program,
 Podman compares the whole trees through it. Contenders take turns in an order that rotates; medians,
-and ratios to the kernel, above 1 is slower. "disk" is what the store has grown by.
+and ratios to the kernel, above 1 is slower. "disk" is the growth of the store.
 """
 
 import argparse
@@ -25,19 +25,19 @@ import inputs  # noqa: E402
 import tools  # noqa: E402
 
 IDS = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
-# What works in a container within a container, too.
+# Options that also work in a container inside a container.
 LIMITS = ["--network", "none", "--ulimit", "nofile=1000:1000", "--ulimit", "nproc=1000:1000"]
 
 
 class Podman(tools.Podman):
-    """Podman with a store of its own, and maybe a mount program."""
+    """Podman with its own store, and maybe a mount program."""
 
     def __init__(self, home, name, program):
         self.name = name
         super().__init__(home)
         self.options = []
         if program:
-            # It is known by this name.
+            # Vellum recognises this name.
             named = os.path.join(self.home, "fuse-overlayfs")
             shutil.copy(program, named)
             self.options = ["--storage-opt", f"overlay.mount_program={named}"]
@@ -46,7 +46,7 @@ class Podman(tools.Podman):
         return super().run(*self.options, *arguments)
 
     def surely(self, *arguments):
-        """Podman's own clean-up behind an ended container may be at it."""
+        """Podman's own clean-up of an ended container may be running."""
         for _ in range(30):
             try:
                 return self.run(*arguments)
@@ -98,9 +98,9 @@ def main():
     parser.add_argument("--vellum", required=True)
     parser.add_argument("--before", help="an older vellum, to compare with")
     parser.add_argument("--fuse-overlayfs", default=shutil.which("fuse-overlayfs"))
-    parser.add_argument("--image", help="a docker-archive of localhost/bench:1, in the place of the demo's")
+    parser.add_argument("--image", help="a docker-archive of localhost/bench:1, instead of the demo's")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", default="/var/tmp", help="where the stores are made")
+    parser.add_argument("--dir", default="/var/tmp", help="directory for the stores")
     args = parser.parse_args()
     archive, tag = (args.image, "bench:1") if args.image else inputs.debian_image()
     programs = [("kernel", None), ("vellum", args.vellum)]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Counts the requests that the kernel sends to Vellum's engine for each of some operations.
+"""Counts the requests that the kernel sends to Vellum's engine for some operations.
 
     bench/request-counts.py [--vellum PROGRAM] [--disk DIR] [--options OPTION,...] [--json]     counts on this kernel
-    bench/request-counts.py --table FILE...       one table of what several runs with --json printed
+    bench/request-counts.py --table FILE...       one table from the output of several runs with --json
 
 Needs root. These are counts, not times, so other work on the machine does not change them, nor does emulation:
-`scripts/vm.sh new bench/request-counts.py`. Each row is done 100 times and its requests are divided by that, or once where it says
+`scripts/vm.sh new bench/request-counts.py`. Each row runs 100 times and its requests are divided by that, or once if it says
 so. FORGET is left out, since nothing waits for it. Requests come from the device.
 """
 
@@ -67,8 +67,8 @@ def xattr(path):
     return os.getxattr(path, "user.note")
 
 
-# (what, whether the kernel's caches are dropped before, what is done). A row finds what those
-# before it left.
+# (name, whether the kernel's caches are dropped before, action). A row sees the results of the rows
+# before it.
 ROWS = [
     ("open, read and close a file of 4 KiB, cold", True, each(lambda at, i: read(f"{at}/small/{i}"))),
     ("the same, warm", False, each(lambda at, i: read(f"{at}/small/{i}"))),
@@ -109,7 +109,7 @@ def make_lower(lower):
 
 class Counted(union.Contender):
     def counts(self):
-        """As its parent's, but the line has come to its end, however long that takes."""
+        """Like the parent's, but waits for the end of the line, however long that takes."""
         size = os.path.getsize(self.log) if os.path.exists(self.log) else 0
         os.kill(self.pid(), signal.SIGUSR1)
         text = ""
@@ -169,8 +169,8 @@ def table(runs, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vellum", default=os.path.join(union.ROOT, "target/release/vellum"))
-    parser.add_argument("--disk", help="where to work: a file system that takes uppers; the system's temporary directory without it")
-    parser.add_argument("--options", default="", help="more options of the mount, with commas")
+    parser.add_argument("--disk", help="working directory, on a file system that supports uppers (default: the system's temporary directory)")
+    parser.add_argument("--options", default="", help="more mount options, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print one table of such files, a column for each")
     chosen = parser.parse_args()
@@ -178,7 +178,7 @@ def main():
         runs = []
         for path in chosen.table:
             with open(path) as file:
-                # The guest's console may say something besides.
+                # The guest's console may print other lines.
                 runs.append(json.loads(next(line for line in file if line.startswith("{"))))
         table(runs, sys.stdout)
         return

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""The snapshotter's calls alone: what each takes, with 10,000 snapshots in one store, and what the server needs.
+"""The snapshotter's calls alone: how long each takes with 10,000 snapshots in one store, and the server's memory.
 
     cargo build --release -p vellum-cli -p vellum-snapshotter --examples
     bench/snapshots.py --vellum target/release/vellum --count 10000
 
-The client is crates/snapshotter/examples/calls.rs; this starts the server, reads its memory, and runs the client alone, beside a process that
-fills the page cache of the same disk, and beside one that loads images into the same store.
+The client is crates/snapshotter/examples/calls.rs; this starts the server, reads its memory, and runs the client alone, next to a process that
+fills the page cache of the same disk, and next to one that loads images into the same store.
 
-With --removals N only Remove is timed, over which containerd's collection holds its lock: alone, beside the same two, beside `vellum check --deep`, and on a
-disk that is full (a small file system of its own).
+With --removals N only Remove is timed, during which containerd's garbage collection holds its lock: alone, next to the same two, next to `vellum check --deep`, and on a
+full disk (a separate small file system).
 """
 
 import argparse
@@ -35,7 +35,7 @@ while True:
 
 
 def memory_mib(pid):
-    """Returns what is resident now and what was at most, in MiB."""
+    """Returns the resident memory now and at its peak, in MiB."""
     found = {}
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         for line in status:
@@ -70,7 +70,7 @@ def loading(vellum, root):
 
 
 def repeat(work):
-    """Has `work` done over and over by another thread."""
+    """Repeats `work` in another thread."""
     done = threading.Event()
 
     def run():
@@ -89,7 +89,7 @@ def repeat(work):
 
 @contextlib.contextmanager
 def checking(vellum, root):
-    """Another process makes every layer's tar again and compares it."""
+    """Another process rebuilds every layer's tar and compares it."""
     base = [vellum, "--root", root + "/v", "--run-dir", root + "/r", "-q"]
     archive = f"{root}/checked.tar"
     verbs.archive(archive, [verbs.layer(2000, 20000, f"checked-{i}") for i in range(2)], "checked:1")
@@ -118,7 +118,7 @@ def writing(_vellum, root):
 
 @contextlib.contextmanager
 def filled(_vellum, root):
-    """The disk has no room at all."""
+    """The disk is completely full."""
     path = os.path.join(root, "filler")
     with open(path, "wb") as filler:
         for size in (1 << 20, 1 << 12, 1):
@@ -174,7 +174,7 @@ def small_disk(directory):
 
 
 def removals(args, client, root, troubles):
-    """Times Remove in each trouble, with as many layers as are asked for."""
+    """Times Remove under each load, with the requested number of layers."""
     with serving(args.vellum, root) as socket:
         for name, trouble in troubles:
             count = str(args.removals)
@@ -186,8 +186,8 @@ def removals(args, client, root, troubles):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vellum", required=True)
-    parser.add_argument("--client", help="the example; found beside vellum if left out")
-    parser.add_argument("--dir", default="/var/tmp", help="where the store is made")
+    parser.add_argument("--client", help="the example; by default the one next to vellum")
+    parser.add_argument("--dir", default="/var/tmp", help="directory for the store")
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--removals", type=int, metavar="N", help="time the removal of N layers, and nothing else")
@@ -198,9 +198,9 @@ def main():
         print("| call | median ms | p99 ms | longest ms |\n|---|---:|---:|---:|", flush=True)
         everywhere = [
             ("alone", alone),
-            ("beside a writer", writing),
-            ("beside loads", loading),
-            ("beside check --deep", checking),
+            ("next to a writer", writing),
+            ("during loads", loading),
+            ("during check --deep", checking),
         ]
         try:
             removals(args, client, root, everywhere)
@@ -222,19 +222,19 @@ def main():
         writer = subprocess.Popen([sys.executable, "-c", WRITER, os.path.join(root, "noise")])
         try:
             time.sleep(1)
-            subprocess.run([client, socket, "calls", str(args.rounds), "beside a writer"], check=True)
+            subprocess.run([client, socket, "calls", str(args.rounds), "next to a writer"], check=True)
         finally:
             writer.kill()
             writer.wait()
         os.unlink(os.path.join(root, "noise"))
         with loading(args.vellum, root):
-            subprocess.run([client, socket, "calls", str(args.rounds), "beside loads"], check=True)
+            subprocess.run([client, socket, "calls", str(args.rounds), "during loads"], check=True)
         subprocess.run([client, socket, "many", str(args.count)], check=True)
         now, most = memory_mib(server.pid)
         print(f"\nserver memory with {args.count} snapshots: {now:.1f} MiB, at most {most:.1f} MiB", flush=True)
         started = time.perf_counter()
         subprocess.run([args.vellum, "--root", root + "/v", "--run-dir", root + "/r", "gc", "--quiet"], check=True)
-        print(f"vellum gc with nothing to take: {time.perf_counter() - started:.2f} s", flush=True)
+        print(f"vellum gc with nothing to remove: {time.perf_counter() - started:.2f} s", flush=True)
         subprocess.run([client, socket, "empty", str(args.count)], check=True)
     finally:
         server.terminate()

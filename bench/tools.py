@@ -1,7 +1,7 @@
-"""The contenders, each with a store of its own below one directory on one file system.
+"""The contenders, each with its own store below one directory on one file system.
 
-Every tool answers the same few verbs (load, remove_image, create_mounted, unmount_remove,
-changed, diff, commit, pull, push, create, copy); a verb that a tool does not have returns None and its cell in the
+Every tool implements the same few verbs (load, remove_image, create_mounted, unmount_remove,
+changed, diff, commit, pull, push, create, copy); a verb that a tool lacks returns None, and its cell in the
 table says so. Times are wall clock of the whole command, as a user at the prompt has them.
 """
 
@@ -18,11 +18,11 @@ import json
 
 
 class Refused(Exception):
-    """The tool can't do this, with its own words."""
+    """The tool can't do this; the text is the tool's own."""
 
 
 class Timed:
-    """What one command cost: seconds, and the largest resident set of it and what it waited for."""
+    """The cost of one command: seconds, and the largest resident set of it and its children."""
 
     def __init__(self, seconds, peak_kib, output):
         self.seconds, self.peak_kib, self.output = seconds, peak_kib, output
@@ -89,7 +89,7 @@ def registry(disk):
 
 
 class Tool:
-    """What all share: a home directory, and cells that say `-` unless overridden."""
+    """Common to all: a home directory, and cells that say `-` unless overridden."""
 
     name = "?"
     needs = ()
@@ -114,14 +114,14 @@ class Tool:
         return None
 
     def create_mounted(self, tag):
-        """Makes a container of `tag` and shows its tree. Returns (Timed, key)."""
+        """Creates a container of `tag` and mounts its tree. Returns (Timed, key)."""
         return None
 
     def unmount_remove(self, key):
         return None
 
     def changed(self, tag, change):
-        """Makes a container of `tag`, lets `change(tree)` work in it (untimed). Returns its key."""
+        """Creates a container of `tag` and runs `change(tree)` in it (untimed). Returns its key."""
         return None
 
     def diff(self, key):
@@ -131,7 +131,7 @@ class Tool:
         return None
 
     def pull(self, image):
-        """Pulls `image` from a registry without TLS; it is called so afterwards."""
+        """Pulls `image` from a registry without TLS; the image keeps that name."""
         return None
 
     def push(self, tag, image):
@@ -139,7 +139,7 @@ class Tool:
         return None
 
     def create(self, tag):
-        """Makes a container of `tag` that is not started (untimed). Returns its key."""
+        """Creates a container of `tag` without starting it (untimed). Returns its key."""
         return None
 
     def copy(self, source, target):
@@ -404,7 +404,7 @@ class Skopeo(Tool):
 
 
 class Umoci(Tool):
-    """`umoci unpack` of an OCI layout with gzip layers, which skopeo made beforehand (untimed):
+    """`umoci unpack` of an OCI layout with gzip layers, which skopeo wrote beforehand (untimed):
     umoci reads nothing else."""
 
     name = "umoci"
@@ -428,8 +428,8 @@ class Umoci(Tool):
 
 
 class Tar(Tool):
-    """Plain tar: each layer into a directory of its own, one after the other, with nothing hashed, recorded or
-    synced. A floor, no rival."""
+    """Plain tar: each layer into its own directory, one after the other, with nothing hashed, recorded or
+    synced. A lower bound, not a competitor."""
 
     name = "tar"
     needs = ("tar",)

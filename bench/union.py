@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Compares ways to have a union of directories: a bare directory, the kernel's overlay, Vellum's engine, fuse-overlayfs.
+"""Compares ways to mount a union of directories: a bare directory, the kernel's overlay, Vellum's engine, fuse-overlayfs.
 
     bench/union.py [ROW...] [--only NAME,NAME] [--io-uring] [--rounds N] [--disk DIR] [--output FILE] [--vellum PROGRAM]
                    [--before PROGRAM] [--fuse-overlayfs PROGRAM] [--passthrough-hp PROGRAM]
     bench/union.py --list
 
-Needs root. Without --disk everything lies on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
-In each round every contender gets a fresh upper on the same lower layer, and each row is taken by all of them before
+Needs root. Without --disk all files are on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
+In each round every contender gets a fresh upper on the same lower layer, and all of them run each row before
 the next begins, in an order that rotates. A figure is the median of the rounds; a ratio is the median of the rounds' ratios
 to the kernel's overlay, all features on: below 1 is faster. A second table says how many times longer fuse-overlayfs took than
-each of Vellum's mounts. Behind the tables stand the requests that each row cost Vellum's mounts, by type.
+each of Vellum's mounts. After the tables come the requests that each row cost Vellum's mounts, by type.
 
-`vellum` reads requests from the device, `vellum-ring` takes them over io_uring: it is there where the host offers that, or with
---io-uring, which turns the host's setting on for the time of the run. `vellum-checked` has open=checked and is there if named
-by --only.
+`vellum` reads requests from the device, `vellum-ring` takes them over io_uring. It runs where the host offers that, or with
+--io-uring, which enables the host's setting during the run. `vellum-checked` has open=checked and runs only if
+--only names it.
 
-fuse-overlayfs 2.0 is `cargo install fuse-overlayfs`; it is looked for in PATH unless named. `passthrough_hp` is libfuse's example
-of a fast server, without a union in it: a mount of one directory, and what FUSE itself costs. It is there if named, once as it is
+fuse-overlayfs 2.0 is `cargo install fuse-overlayfs`; it is searched in PATH unless given. `passthrough_hp` is libfuse's example
+of a fast server, without a union in it: it mounts one directory and shows the cost of FUSE itself. It runs if given, once as it is
 (`hp-passthrough`: the kernel reads and writes by itself where it can) and once with --nopassthrough (`hp`), which is what `vellum` is
 to be compared with.
 """
@@ -42,11 +42,11 @@ SMALL = 4096
 BIG = 1 << 30
 WALK_FILES = 100_000
 TREE_FILES = 20_000
-# What each of several processes unpacks.
+# What each process unpacks in rows with several processes.
 PART_FILES = 2_500
 OPS = 2_000
 APPENDS = 500
-# Rows with several processes: so many at a time.
+# Rows with several processes: this many at a time.
 PROCESSES = (2, 4, 8)
 OFFERED = "/sys/module/fuse/parameters/enable_uring"
 
@@ -66,13 +66,13 @@ def drop_caches():
 
 
 class Contender:
-    """One way to show `lower`, with an upper of its own."""
+    """One way to mount `lower`, with its own upper."""
 
     def __init__(self, name, mount):
         self.name, self.mount_by = name, mount
         self.log = None
-        # What shows one directory has a copy of the lower layer; it serves all rounds: what rows
-        # destroy, each has under the round's number.
+        # A contender that shows one directory has a copy of the lower layer, used in all rounds:
+        # rows destroy only what is under the round's number.
         self.has_copy, self.copy = False, None
 
     def mount(self, place, lower, number):
@@ -87,7 +87,7 @@ class Contender:
     def unmount(self):
         run("umount", self.at)
         with open(os.devnull) as _:
-            # The daemon may still hold the upper.
+            # The daemon may still have the upper open.
             run("flock", self.upper, "true")
         shutil.rmtree(os.path.dirname(self.at))
 
@@ -105,7 +105,7 @@ class Contender:
         return None
 
     def counts(self):
-        """Requests so far by type; only Vellum tells."""
+        """Requests so far by type; only Vellum reports them."""
         pid = self.pid()
         if not self.name.startswith("vellum") or pid is None:
             return {}
@@ -156,7 +156,7 @@ def contenders(vellum, before, fuse_overlayfs, passthrough_hp, only):
     if offers_io_uring():
         found.append(Contender("vellum-ring", ours("")))
     elif "vellum-ring" in only:
-        sys.exit("union: the host does not offer FUSE over io_uring: --io-uring turns it on for this run")
+        sys.exit("union: the host does not offer FUSE over io_uring; --io-uring enables it for this run")
     found.append(Contender("vellum-passthrough", ours(",passthrough")))
     if before:
         found.append(Contender("vellum-before", ours(",io_uring=off", before)))
@@ -165,7 +165,7 @@ def contenders(vellum, before, fuse_overlayfs, passthrough_hp, only):
     if fuse_overlayfs:
         found.append(Contender("fuse-overlayfs", theirs))
     else:
-        say("no fuse-overlayfs in PATH: left out")
+        say("no fuse-overlayfs in PATH: skipped")
     if passthrough_hp:
         found += [Contender("hp", hp("--nopassthrough")), Contender("hp-passthrough", hp())]
     for contender in found:
@@ -189,8 +189,8 @@ def offer_io_uring(value):
         file.write(value)
 
 
-# What is measured. Each takes the merged directory, the contender and the round, and returns how
-# many operations it timed, or (unit, value) where the figure is no time.
+# The measurements. Each takes the merged directory, the contender and the round, and returns how
+# many operations it timed, or (unit, value) where the figure is not a time.
 
 
 def walk(at, *_):
@@ -331,7 +331,7 @@ def remove_tree(at, _contender, number):
 
 
 def git_status(at, *_):
-    # Several at once would take the index's lock from each other.
+    # Several at once would compete for the lock of git's index.
     run("git", "--no-optional-locks", "-c", "safe.directory=*", "-C", f"{at}/repository", "status", "--porcelain")
     return 1
 
@@ -346,7 +346,7 @@ def build(at, _contender, number):
 
 
 def parallel(action, processes):
-    """The same done by several processes at once, each in names of its own where it changes any."""
+    """The same in several processes at once, each with its own names where it changes any."""
 
     def one(who, at, contender, number):
         if action is create:
@@ -378,7 +378,7 @@ def parallel(action, processes):
                 os.read(fd, 2 * SMALL)
                 os.close(fd)
         elif action is read_big:
-            # Each begins elsewhere.
+            # Each starts at a different place.
             fd = os.open(f"{at}/big", os.O_RDONLY)
             for step in range(BIG >> 20):
                 os.pread(fd, 1 << 20, ((step + who * (BIG >> 20) // processes) << 20) % BIG)
@@ -420,7 +420,7 @@ def read_small_shares(*_):
     raise NotImplementedError("only by several processes")
 
 
-# Row: (key, what it says, what is measured, cold?)
+# Row: (key, title, measurement, cold?)
 ROWS = [
     ("walk", "walk + stat of 100,000 files, cold", walk, True),
     ("walk", "walk + stat of 100,000 files, warm", walk, False),
@@ -465,11 +465,11 @@ for _processes in PROCESSES:
         ("parallel-work", "git status, warm", git_status),
     ]:
         ROWS.append((_key, f"{_title}, {_processes} processes", parallel(_action, _processes), _key == "parallel-cold"))
-# Done once, untimed, before what is to be warm.
+# Done once, untimed, before a warm row.
 WARM = {walk, names, read_small, read_big, read_random, read_mapped, git_status}
 
 
-# What is read by several processes at once is warmed by one.
+# One process warms what several processes then read at once.
 WARMED_BY = {
     title: action
     for title, action in [
@@ -493,7 +493,7 @@ def warm_by(action):
 
 
 def c_sources():
-    """C files that compile one by one: those of zstd, as cargo keeps them."""
+    """C files that compile one by one: those of zstd, from cargo's registry."""
     home = os.path.expanduser("~/.cargo/registry/src")
     for path, _, files in os.walk(home):
         if re.search(r"zstd-sys-[^/]*/zstd/lib/compress$", path) and len(files) > 10:
@@ -637,7 +637,7 @@ def against(times, rows, everybody, out):
     ours = [c.name for c in everybody if c.name.startswith("vellum")]
     if "fuse-overlayfs" not in [c.name for c in everybody] or not ours:
         return
-    out.write("\nfuse-overlayfs took so many times longer than\n\n| what | " + " | ".join(ours) + " |\n|---|" + "---:|" * len(ours) + "\n")
+    out.write("\nHow many times longer fuse-overlayfs took than\n\n| what | " + " | ".join(ours) + " |\n|---|" + "---:|" * len(ours) + "\n")
     for _, title, _, _ in rows:
         theirs = times[title]["fuse-overlayfs"]
         cells = [f"{statistics.median(b / a for a, b in zip(times[title][name], theirs)):.2f}" for name in ours]
@@ -673,7 +673,7 @@ def table(times, counts, memory, grown, cache, rows, everybody, out):
     for name in who:
         if not any(name in counts.get(title, {}) for title in counts):
             continue
-        out.write(f"\nRequests of {name}, for each operation of the row (for the whole row where it is one):\n\n")
+        out.write(f"\nRequests of {name}, per operation (for the whole row where it is one operation):\n\n")
         for _, title, _, _ in rows:
             if name in counts.get(title, {}):
                 spent, operations = counts[title][name]
@@ -689,12 +689,12 @@ def main():
     keys = list(dict.fromkeys(row[0] for row in ROWS)) + ["cache"]
     parallel_keys = [key for key in keys if key.startswith("parallel-")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=" ".join(keys) + "; without any, all that are not parallel")
-    parser.add_argument("--only", default="", help="contenders, by name, with commas")
-    parser.add_argument("--io-uring", action="store_true", help="have the host offer FUSE over io_uring meanwhile")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=" ".join(keys) + "; default: all that are not parallel")
+    parser.add_argument("--only", default="", help="names of contenders, separated by commas")
+    parser.add_argument("--io-uring", action="store_true", help="enable FUSE over io_uring on the host during the run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", help="measure below this directory instead of in memory")
-    parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory; 5 more with --passthrough-hp")
+    parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory; plus 5 with --passthrough-hp")
     parser.add_argument("--output")
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target/release/vellum"))
     parser.add_argument("--before", help="another build of Vellum to compare with: the contender vellum-before")
@@ -725,7 +725,7 @@ def main():
             run("mkfs.ext4", "-q", "-F", "-N", "1000000", image)
             run("mount", "-o", "loop", image, place)
         lower = os.path.join(place, "lower")
-        say("making the lower layer")
+        say("creating the lower layer")
         make_lower(lower, chosen.rounds, wanted)
         for contender in everybody:
             if contender.has_copy:

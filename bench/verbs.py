@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What the store's verbs take as whole commands, alone and beside a load, of one program or of several in turn.
+"""How long the store's verbs take as whole commands, alone and during a load, for one program or several in turn.
 
     cargo build --release -p vellum-cli
     bench/verbs.py --vellum OLD/vellum --vellum target/release/vellum --rounds 30
 
-Each program has a store of its own. The steps of a round are made by all programs before the next step comes, in an order
-that rotates, so that what else the machine does falls on all. A ratio is the median of the rounds' ratios to the first
+Each program has its own store. All programs run a step before the next step begins, in an order that
+rotates, so that other load on the machine affects all of them. A ratio is the median of the rounds' ratios to the first
 program. `prepare`, `commit` and `remove` of containerd's snapshotter are bench/snapshots.py's.
 """
 
@@ -70,8 +70,8 @@ class Program:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vellum", required=True, action="append", help="more than one: in turn")
-    parser.add_argument("--dir", default="/var/tmp", help="where the stores are made: the file system that is measured")
+    parser.add_argument("--vellum", required=True, action="append", help="several: they run in turn")
+    parser.add_argument("--dir", default="/var/tmp", help="directory for the stores; its file system is measured")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     top = tempfile.mkdtemp(prefix="vb", dir=args.dir)
@@ -105,7 +105,7 @@ def main():
                 os.sync()
                 for program in turn:
                     program.take(step, *arguments)
-            # Beside a load of the same program: readers and short writers.
+            # During a load of the same program: readers and short writers.
             for program in turn:
                 os.sync()
                 load = subprocess.Popen(
@@ -113,10 +113,10 @@ def main():
                     stdout=subprocess.DEVNULL,
                 )
                 while load.poll() is None:
-                    program.take("ls beside a load", "ls")
-                    program.take("inspect beside a load", "inspect", "idle0")
-                    program.take("create beside a load", "create", "--name", "beside", "small:1")
-                    program.take("rm beside a load", "rm", "beside")
+                    program.take("ls during a load", "ls")
+                    program.take("inspect during a load", "inspect", "idle0")
+                    program.take("create during a load", "create", "--name", "beside", "small:1")
+                    program.take("rm during a load", "rm", "beside")
                 if load.returncode:
                     sys.exit(f"a load failed: {load.returncode}")
                 program.run("rmi", f"large:{n}")

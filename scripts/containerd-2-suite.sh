@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# containerd 2.1's test suite for snapshotters, as sources, and a Go that can compile it: from
-# packages of Debian's next release (forky), unpacked into a directory of their own. About 60 MB to
-# fetch.
+# Gets the sources of containerd 2.1's test suite for snapshotters, and a Go that can compile it,
+# from packages of Debian's next release (forky), unpacked into their own directory. A download of
+# about 60 MB.
 #
 #   scripts/containerd-2-suite.sh make
 #
-# Makes .cache/containerd-2-suite if it is not there and prints its path.
+# Creates .cache/containerd-2-suite if it does not exist, and prints its path.
 #
-# Nothing is installed, and no root is needed: apt works on lists and a cache of its own. What is
-# fetched is checked against Debian's signature, as any package.
+# Nothing is installed, and root is not needed: apt uses its own lists and cache. Downloads are
+# checked against Debian's signature, like any package.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${CONTAINERD_2_SUITE:-$here/.cache/containerd-2-suite}
 say() { printf 'containerd-2-suite: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# The release whose suite our own part of it (crates/snapshotter/tests/suite) is written for.
+# The release that our part of the suite (crates/snapshotter/tests/suite) is written for.
 version=2.1.
 
-# What the suite imports, as `go list -deps -test` tells: a twentieth of what the packages depend
-# on.
+# What the suite imports, according to `go list -deps -test`: a twentieth of the packages'
+# dependencies.
 packages="golang-github-containerd-containerd-dev golang-github-containerd-containerd-api-dev
   golang-github-containerd-continuity-dev golang-github-containerd-errdefs-dev golang-github-containerd-log-dev
   golang-github-containerd-ttrpc-dev golang-github-containerd-typeurl-dev golang-github-davecgh-go-spew-dev
@@ -34,7 +34,7 @@ mirror() { # the machine's own mirror
   apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -v security | head -n 1
 }
 
-# apt with everything that it keeps below $work.
+# apt with all its state in $work.
 apt() {
   local program=$1
   shift
@@ -77,12 +77,12 @@ EOF
   found=$(apt apt-cache show --no-all-versions golang-github-containerd-containerd-dev | sed -n 's/^Version: //p')
   case "$found" in
   "$version"*) ;;
-  *) die "Debian's next release has containerd $found by now; this suite is that of ${version}x" ;;
+  *) die "Debian's next release now has containerd $found; this suite is for ${version}x" ;;
   esac
-  # golang-go only names the newest Go; where that is differs from release to release.
+  # golang-go only depends on the newest Go; its path differs between releases.
   local go
   go=$(apt apt-cache show --no-all-versions golang-go | sed -n 's/^Depends:.*\(golang-[0-9.]*\)-go.*/\1/p')
-  [ -n "$go" ] || die "golang-go does not say which Go it is"
+  [ -n "$go" ] || die "cannot tell which Go golang-go depends on"
   # shellcheck disable=SC2086  # word splitting is the point
   (cd "$work/debs" && apt apt-get download -qq "$go-go" "$go-src" $packages >&2)
   local deb
@@ -90,7 +90,7 @@ EOF
     dpkg-deb --extract "$deb" "$work/root"
   done
   ln -s "usr/lib/${go/lang/}" "$work/root/go"
-  # A Go binary needs no library of its release, so that it runs on the machine itself.
+  # A Go binary needs no library of its release, so it runs on this machine.
   "$work/root/go/bin/go" version >&2 || die "this Go does not run here"
   rm -rf --one-file-system "$root"
   mv "$work/root" "$root"
@@ -100,7 +100,7 @@ EOF
 case "${1:-}" in
 make) make_root && echo "$root" ;;
 *)
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Makes a real image of ten layers from Debian packages, as a docker-archive.
+"""Builds a real image of ten layers from Debian packages, as a docker-archive.
 
     scripts/demo-image.py [--profile full|small] [--large-mib N] [--fresh] [OUTPUT]
 
 No privilege and no container tool is needed: packages are fetched by apt into
-.cache/debs and their files written straight into layer tars. The same packages give
-the same bytes. Prints the path of the archive (.cache/images/... unless OUTPUT is named).
+.cache/debs, and their files are written straight into layer tars. The same packages give
+the same bytes. Prints the path of the archive (.cache/images/... unless OUTPUT is given).
 
-full   a Debian system with git, perl, python3 and gcc, some 500 MB; then layers of the
-       things that layered file systems get wrong: a large file, hard links, devices,
-       capabilities, ACLs, odd names and owners, whiteouts, opaque directories, files that
-       become directories and the other way round
-small  the same odd layers over the static busybox of this machine: needs no network
+full   a Debian system with git, perl, python3 and gcc, about 500 MB; then layers with
+       everything that layered file systems get wrong: a large file, hard links, devices,
+       capabilities, ACLs, unusual names and owners, whiteouts, opaque directories, files that
+       become directories and vice versa
+small  the same unusual layers over the static busybox of this machine: needs no network
 
 Packages' install scripts are not run; what an image can't do without (users, /bin/sh,
 dpkg's database) is written here.
@@ -43,7 +43,7 @@ def say(text):
 
 
 class Entry:
-    """One tar entry: a type, its attributes, and its data where it is a file."""
+    """One tar entry: a type, its attributes, and its data if it is a file."""
 
     def __init__(self, kind, mode=0o644, uid=0, gid=0, mtime=EPOCH, data=b"", link="", device=(0, 0), xattrs=None, mtime_ns=0):
         self.kind, self.mode, self.uid, self.gid = kind, mode, uid, gid
@@ -68,7 +68,7 @@ def padded(data):
 
 
 def write_entry(out, name, entry):
-    """Writes `entry` as ustar, with a PAX header for what ustar can't say."""
+    """Writes `entry` as ustar, with a PAX header for what ustar can't store."""
     raw = os.fsencode(name)
     info = tarfile.TarInfo()
     info.type, info.mode, info.mtime = entry.kind, entry.mode, entry.mtime
@@ -99,7 +99,7 @@ def write_entry(out, name, entry):
         out.write(padded(payload))
     header = info.get_info()
     header["type"] = info.type
-    # Names were cut to what ustar holds above, so this can't overflow.
+    # Names were cut above to what ustar can hold, so this can't overflow.
     out.write(info._create_header(header, tarfile.USTAR_FORMAT, "utf-8", "surrogateescape"))
     if entry.data:
         out.write(entry.data)
@@ -107,7 +107,7 @@ def write_entry(out, name, entry):
 
 
 class Image:
-    """The tree so far, and the layer being made on top of it."""
+    """The tree so far, and the layer being built on top of it."""
 
     def __init__(self):
         self.tree = {}  # path -> Entry, what all layers together show
@@ -145,7 +145,7 @@ class Image:
         """A hard link. A target of a lower layer is listed again first, as a diff does."""
         if target not in self.now:
             self.add(target, self.tree[target])
-        # A link's entry says the same of the inode as its first entry: some tools believe the last
+        # A link's entry has the same attributes as the inode's first entry: some tools use the last
         # one.
         same = self.tree[target]
         attributes = dict(uid=same.uid, gid=same.gid, mtime=same.mtime, mtime_ns=same.mtime_ns)
@@ -172,7 +172,7 @@ class Image:
 
 
 class Apt:
-    """apt with an empty system of its own: it resolves and fetches, nothing is installed."""
+    """apt with its own empty system: it resolves and fetches, but installs nothing."""
 
     def __init__(self):
         self.debs = os.path.join(CACHE, "debs")
@@ -212,7 +212,7 @@ class Apt:
         return done.returncode == 0
 
     def base_names(self):
-        """Essential and required packages, and apt: what debootstrap calls minbase."""
+        """Essential and required packages, and apt: debootstrap calls this minbase."""
         names = {"apt"}
         for block in self.run("apt-cache", "dumpavail").split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != " ")
@@ -221,7 +221,7 @@ class Apt:
         return sorted(names)
 
     def fetch(self, names, have):
-        """The .deb files of `names` and all they depend on, in the order to unpack, less those in `have`."""
+        """The .deb files of `names` and their dependencies, in the order to unpack, without those in `have`."""
         plan = self.run("apt-get", "install", "-y", "-s", *names)
         packages = [line.split()[1].split(":")[0] for line in plan.splitlines() if line.startswith("Inst ")]
         new = [package for package in packages if package not in have]
@@ -328,7 +328,7 @@ def debian_layers(image):
 
 
 def busybox_layers(image):
-    """Four small layers over the static busybox that this machine has."""
+    """Four small layers over this machine's static busybox."""
     found = next((p for p in ("/usr/bin/busybox", "/bin/busybox") if os.path.exists(p)), None)
     if not found:
         sys.exit("demo-image: no busybox: install busybox-static")
@@ -353,7 +353,7 @@ def busybox_layers(image):
             image.file(f"usr/share/{('doc', 'locale', 'vellum')[number]}/{word}-{i}/text", f"{word} {i}\n" * (i + 1))
 
 
-# ---- the odd layers ------------------------------------------------------------
+# ---- the unusual layers ------------------------------------------------------------
 
 
 def odd_layers(image, large_mib):
@@ -447,7 +447,7 @@ class HashingFile:
 
 
 def write_archive(image, output, tag):
-    """Writes the image as `docker save` does; the file appears under its name only when whole."""
+    """Writes the image as `docker save` does; the file gets its name only when it is complete."""
     created = "2024-01-01T00:00:00Z"
     work = output + ".tmp"
     os.makedirs(work, exist_ok=True)

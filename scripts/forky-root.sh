@@ -2,11 +2,11 @@
 # A root file system with the newest container tools, from Debian's next release (forky):
 # containerd 2, docker 28, podman 5, buildah, skopeo, runc, crun.
 #
-#   scripts/forky-root.sh make           makes .cache/forky if it is not there, prints its path
-#   scripts/forky-root.sh run COMMAND    runs a command in it (as root): a private mount
-#                                        namespace, /exchange is the directory $EXCHANGE
+#   scripts/forky-root.sh make           creates .cache/forky if it does not exist, prints its path
+#   scripts/forky-root.sh run COMMAND    runs a command in it (as root), in a private mount
+#                                        namespace; /exchange is the directory $EXCHANGE
 #
-# Nothing of the machine is changed: no package of it is touched, no daemon is left.
+# The machine is not changed: its packages stay as they are, and no daemon is left running.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${FORKY_ROOT:-$here/.cache/forky}
@@ -34,7 +34,7 @@ install_all() {
 
 make_root() {
   if [ -e "$root/.complete" ]; then
-    # An older one may lack a program; several tests may find that at once.
+    # An older root may lack a program; several tests may notice that at the same time.
     has_all || (flock 9 && has_all || install_all) 9<"$root/.complete"
     return 0
   fi
@@ -42,10 +42,10 @@ make_root() {
   command -v debootstrap >/dev/null || { say "needs debootstrap"; exit 1; }
   local url
   url=$(mirror)
-  say "making $root from ${url:-the Debian mirror}: a few minutes, once"
+  say "creating $root from ${url:-the Debian mirror}: a few minutes, once"
   rm -rf --one-file-system "$root"
   mkdir -p "$root"
-  # An older debootstrap has no script of that name; sid's serves.
+  # An older debootstrap has no script for this release; use sid's.
   debootstrap --variant=minbase forky "$root" "${url:-http://deb.debian.org/debian}" \
     /usr/share/debootstrap/scripts/sid >&2
   echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90dated-mirror"
@@ -56,7 +56,7 @@ make_root() {
 }
 
 inside() { # COMMAND...: with how=exec it takes the place of this process, and all that runs inside ends with it
-  # containerd refuses to load without a mount entry for its root: the root is bound onto itself.
+  # containerd refuses to load without a mount entry for its root, so bind the root onto itself.
   # shellcheck disable=SC2016
   ${how:-} unshare --mount --pid --fork --kill-child --propagation private sh -ec '
     root=$1 exchange=$2
@@ -69,7 +69,7 @@ inside() { # COMMAND...: with how=exec it takes the place of this process, and a
     mkdir -p "$root/exchange"
     mount --bind "$exchange" "$root/exchange"
     [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    # Not chroot: a process that later joins a mount namespace made in there would find itself in
+    # Not chroot: a process that later joins a mount namespace created in there would be in
     # the machine'"'"'s root.
     cd "$root"
     pivot_root . mnt
@@ -85,7 +85,7 @@ run)
   how=exec inside "$@"
   ;;
 *)
-  sed -n '2,10s/^# \{0,1\}//p' "$0"
+  sed -n '2,9s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what a fresh Debian 12 with rustup lacks, and only that.
+# Installs what is missing on a fresh Debian 12 with rustup, and nothing else.
 #
 #   scripts/setup.sh GROUP...     groups: build, deb, demo, test, slow, bench
 #
-# Packages that are there are left alone; when all are there nothing is asked of
-# the network and no privilege is needed. No package may leave a daemon running:
-# a policy-rc.d that says no is in place while apt works, and is taken away after.
+# Installed packages are left alone. If none is missing, neither the network nor root is
+# needed. No package may leave a daemon running: while apt works, a policy-rc.d
+# forbids it; it is removed afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -66,7 +66,7 @@ if command -v dpkg-query >/dev/null; then
     install_packages "${missing[@]}" || die "apt-get failed; the packages above are needed"
   fi
 else
-  say "not a Debian system: make sure that these are there: ${wanted[*]}"
+  say "not a Debian system; make sure that these are installed: ${wanted[*]}"
 fi
 
 # ---- the Rust toolchain -----------------------------------------------------
@@ -77,7 +77,7 @@ case "$groups" in
     die "no cargo: install rustup (https://rustup.rs); Debian 12's own rustc is too old"
   if ! cargo --version >/dev/null 2>&1; then
     channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
-    say "installing Rust $channel (rust-toolchain.toml names it)"
+    say "installing Rust $channel (from rust-toolchain.toml)"
     rustup toolchain install "$channel" --profile minimal --component clippy --component rustfmt ||
       die "rustup could not install Rust $channel"
   fi
@@ -85,23 +85,23 @@ case "$groups" in
 esac
 
 # ---- containerd 2's test suite ------------------------------------------------
-# Debian 12 has that of containerd 1.6 only. Without the other one its test says that it was not
-# tried.
+# Debian 12 has only the suite of containerd 1.6. Without this one, its test reports itself as
+# untested.
 case "$groups" in
 *" test "*)
   timeout --kill-after=10 240 scripts/containerd-2-suite.sh make >/dev/null ||
-    say "containerd 2's test suite can't be had now"
+    say "containerd 2's test suite is not available now"
   ;;
 esac
 
-# ---- what the slow tests and the benchmark compare with, from crates.io --------
-# Without one of them the tests say what they did not try, and the benchmark leaves the contender
-# out.
+# ---- programs that the slow tests and the benchmark compare with, from crates.io
+# If one is missing, the tests report what they did not test, and the benchmark skips the
+# contender.
 from_crates() {
   local program="$1" version="$2"
   command -v "$program" >/dev/null && return
   say "installing $program $version from crates.io"
-  cargo install --quiet --locked "$program" --version "$version" || say "$program can't be had"
+  cargo install --quiet --locked "$program" --version "$version" || say "$program is not available"
 }
 
 case "$groups" in

@@ -3,12 +3,12 @@
 #
 #   scripts/test.sh [STAGE...]
 #
-# Stages: fmt, clippy, docs, alone, test (all of them when none is named), kernels.
+# Stages: fmt, clippy, docs, alone, test (these if none is named), kernels.
 #
-# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs, and the stage kernels, which
-# is a part of the tests on Debian's oldest and newest kernels (scripts/vm-tests.sh). A test whose
-# kernel feature or program is missing says so and is counted; the count is printed at the end,
-# since an untested claim is not a passed one.
+# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs, and the stage kernels,
+# which runs part of the tests on Debian's oldest and newest kernels (scripts/vm-tests.sh). A test
+# that lacks a kernel feature or a program says so and is counted. The count is printed at the end,
+# because an untested claim has not passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
@@ -25,8 +25,8 @@ stage_docs() {
   RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
     cargo run --quiet --locked --package vellum-xtask -- check-docs
 }
-# Whoever needs the mount program alone builds no database, no gRPC and no TLS; whoever needs the
-# command without servers and registries, no gRPC, no HTTP and no TLS.
+# The mount program alone builds without database, gRPC and TLS; the command without servers and
+# registries builds without gRPC, HTTP and TLS.
 stage_alone() {
   cargo build --locked --package vellum-overlay &&
     lacks vellum-overlay rusqlite tonic rustls tokio &&
@@ -39,13 +39,13 @@ lacks() { # PACKAGE CRATE...
   crates=$(IFS='|'; echo "$*")
   ! cargo tree --locked --package "$package" --no-default-features --edges normal,build --prefix none | grep -E "^($crates) "
 }
-# The client tests start daemons; the rest share two cores with them, so the
-# test threads are left at cargo's default.
+# The client tests start daemons, which share the cores with the other tests, so the
+# number of test threads stays at cargo's default.
 stage_test() { cargo test --workspace --locked --no-fail-fast; }
 stage_kernels() {
   local kernel ended=0
   if [ "$(id -u)" != 0 ]; then
-    echo "UNTESTED other kernels [kernels]: emulated machines are made by root" >>"$VELLUM_UNTESTED"
+    echo "UNTESTED other kernels [kernels]: emulated machines need root" >>"$VELLUM_UNTESTED"
     return 0
   fi
   for kernel in 6.1 new; do

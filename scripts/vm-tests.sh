@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Runs a named part of the tests, and the demo, on another kernel in an emulated machine
+# Runs named parts of the tests, and the demo, on another kernel in an emulated machine
 # (scripts/vm.sh).
 #
 #   scripts/vm-tests.sh KERNEL [ROW]...     KERNEL: 6.1 or new; without rows, all of them
 #   scripts/vm-tests.sh --list
 #
-# The programs are built here and run there, as root, in one boot. Each row prints a line: how many
-# tests passed, how many failed, how many claims could not be tested there, and how long it took;
-# the log of a row that failed follows it. The last lines say what was not tested. The exit code is
-# 0 if nothing failed.
+# The programs are built here and run there, as root, in one boot. For each row one line says how
+# many tests passed and failed, how many claims could not be tested there, and how long it took; the
+# log of a failed row follows. The last lines say what was not tested. The exit code is 0 if nothing
+# failed.
 #
-# VM_MINUTES: how long all of it may take (60). VELLUM_UNTESTED: a file that gets a line for each
+# VM_MINUTES: time limit for the whole run (60). VELLUM_UNTESTED: a file that gets a line for each
 # claim that was not tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
 
-# ROW PACKAGE TARGET MINUTES ARGUMENTS REASON. The arguments are the test program's, with commas
-# between them; - is none. A test belongs here if what it shows depends on the kernel. Not here:
-# comparisons with models and documents, and what does one thing thousands of times (a kill at each
-# call, storms, a million names, an engine on an engine), for which an emulated processor is too
-# slow.
+# ROW PACKAGE TARGET MINUTES ARGUMENTS REASON. The arguments are those of the test program,
+# separated by commas; - means none. A test belongs here if its result depends on the kernel. Not
+# here: comparisons with models and documents, and tests that repeat something thousands of times (a
+# kill at each call, storms, a million names, an engine on an engine), for which an emulated
+# processor is too slow.
 rows() {
   sed 's/ *#.*//; /^$/d' <<'ROWS'
 sys              vellum-sys    lib                 5  -  # probes, ways to mount, handles, quotas: what decides all else
@@ -61,8 +61,8 @@ say() { printf 'vm-tests: %s\n' "$*" >&2; }
 # copies without debugging information: tests copy them for other users, which takes most of their
 # time on an emulated machine.
 build() {
-  # The command's package is always there: with it, cargo builds other crates with the features that
-  # `cargo test` at large gives them.
+  # The command's package is always included: with it, cargo builds other crates with the features
+  # that `cargo test --workspace` gives them.
   local packages=(--package vellum-cli) targets=() package target
   while read -r _ package target _; do
     case $target in
@@ -72,7 +72,7 @@ build() {
     esac
     packages+=(--package "$package")
   done < <(chosen)
-  case "${packages[*]}" in # what the tests of mounts mount with
+  case "${packages[*]}" in # the program that the tests of mounts use
   *vellum-fuse*) cargo build --locked "${packages[@]}" --example mount_union ;;
   esac
   cargo test --no-run --locked --message-format=json-render-diagnostics "${packages[@]}" "${targets[@]}" |
@@ -93,7 +93,7 @@ for line in sys.stdin:
       strip --strip-debug -o ".cache/vm/programs/deps/$(basename "$program")" "$program"
       echo "$package $name $directory $PWD/.cache/vm/programs/deps/$(basename "$program")"
     done
-  case "${packages[*]}" in # where the tests look for it: beside them
+  case "${packages[*]}" in # the tests look for it next to themselves
   *vellum-fuse*)
     mkdir -p .cache/vm/programs/examples
     strip --strip-debug -o .cache/vm/programs/examples/mount_union target/debug/examples/mount_union
@@ -101,7 +101,7 @@ for line in sys.stdin:
   esac
 }
 
-chosen() { # the lines of the rows that were asked for
+chosen() { # the lines of the requested rows
   local line row
   while read -r line; do
     row=${line%% *}
@@ -116,7 +116,7 @@ outside() {
   asked=("$@")
   known=" $(rows | cut -d ' ' -f 1 | tr '\n' ' ')"
   for row in "$@"; do
-    [[ $known == *" $row "* ]] || { say "no row is called $row; --list names them"; exit 2; }
+    [[ $known == *" $row "* ]] || { say "there is no row $row; --list names the rows"; exit 2; }
   done
   programs=$(build)
   while read -r row package target minutes arguments; do
@@ -150,7 +150,7 @@ perform() { # ROW MINUTES ARGUMENTS DIRECTORY PROGRAM
   esac
 }
 
-# The same, and gives up a row whose processes can't be ended: a kernel's fault must not hide the
+# The same, but gives up on a row whose processes can't be killed: a kernel bug must not hide the
 # rows that follow.
 wait_for() { # LOG ROW MINUTES ARGUMENTS DIRECTORY PROGRAM
   local process until=$((SECONDS + $3 * 60 + 60))
@@ -166,7 +166,7 @@ wait_for() { # LOG ROW MINUTES ARGUMENTS DIRECTORY PROGRAM
 inside() {
   local job row code begin passed failed all_passed=0 all_failed=0 untested log=/tmp/vm-tests.log
   export VELLUM_UNTESTED=/tmp/vm-tests.untested RUST_BACKTRACE=0
-  # The slow tier's sizes are for real machines.
+  # The sizes of the slow tier are for real machines.
   unset VELLUM_SLOW
   : >/tmp/all.untested
   printf 'Linux %s\n' "$(uname -r)"
@@ -176,9 +176,9 @@ inside() {
     # shellcheck disable=SC2086 # its fields
     wait_for "$log" $job || code=$?
     read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
-    # The demo, and a program without Rust's test harness, is one test.
+    # The demo, or a program without Rust's test harness, counts as one test.
     grep -q '^test result:' "$log" || passed=$((code == 0))
-    # A program that died, or took too long, failed in one place at least.
+    # A program that died or took too long counts as at least one failure.
     [ "$code" = 0 ] || [ "$failed" -gt 0 ] || failed=1
     untested=$(wc -l <"$VELLUM_UNTESTED")
     cat "$VELLUM_UNTESTED" >>/tmp/all.untested
@@ -199,5 +199,5 @@ case "${1:-}" in
 --list) rows | awk '{ printf "%-16s %s %s, at most %d minutes\n", $1, $2, $3, $4 }' ;;
 --inside) shift && inside "$@" ;;
 6.1 | new) outside "$@" ;;
-*) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,14s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

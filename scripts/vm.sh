@@ -1,32 +1,31 @@
 #!/usr/bin/env bash
-# Runs a command on another kernel: Debian's oldest that Vellum promises (6.1) or newest (that of
-# forky), in an emulated machine.
+# Runs a command on another kernel in an emulated machine: the oldest Debian kernel that Vellum
+# supports (6.1), or the newest (from forky).
 #
 #   scripts/vm.sh KERNEL COMMAND [ARGUMENT]...      KERNEL: 6.1 or new
 #
-# The guest shows this machine's files, as they are at the start; what is changed there is lost at
-# the end. Its /tmp is an ext4 file system of its own, with project quotas. The command begins in
-# the directory that this was called in, as root; what it prints is printed here, and its exit code
-# is this one's.
+# The guest sees this machine's files as they are at the start; changes in the guest are lost at the
+# end. Its /tmp is a separate ext4 file system with project quotas. The command starts as root in
+# the current directory; its output is printed here, and its exit code is passed on.
 #
-# VM_MINUTES: how long it may take (60). VM_MEMORY: 3G. VM_DISK: a file to use as /tmp's disk, kept.
-# The guest runs at a tenth of native speed: build here, run there. Nothing but .cache/vm of the
-# machine is changed.
+# VM_MINUTES: time limit (60). VM_MEMORY: 3G. VM_DISK: a file to use as the disk of /tmp; it is
+# kept. The guest runs at a tenth of native speed: build here, run there. On this machine only
+# .cache/vm changes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 cache=${VM_CACHE:-$here/.cache/vm}
 say() { printf 'vm: %s\n' "$*" >&2; }
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 [ $# -ge 2 ] || usage
 kernel=$1
 shift
 
-# What the initramfs needs before the machine's own files are there.
+# What the initramfs needs before the machine's own files are mounted.
 first="virtio_pci virtio_blk 9p 9pnet_virtio overlay quota_v2 ext4"
-# What tests may ask for. Those that a kernel has built in, or lacks, are passed over.
+# Modules that tests may need. Those that a kernel has built in, or lacks, are skipped.
 later="fuse loop erofs xfs btrfs dm_log_writes dm_flakey"
 
-packages() { # what the metapackage leads to
+packages() { # the kernel packages that the metapackage depends on
   apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances linux-image-amd64 |
     grep -E '^linux-(image|binary|modules)-[0-9]' | sort -u
 }
@@ -64,7 +63,7 @@ make_kernel() {
   echo "$release" >"$dir/complete"
 }
 
-make_initramfs() { # anew after a change of this script
+make_initramfs() { # rebuilt after a change of this script
   local dir=$cache/$kernel release tree=$cache/$kernel/initramfs module path order=()
   [ ! "$dir/initramfs.gz" -nt "$0" ] || return 0
   release=$(cat "$dir/complete")
@@ -108,7 +107,7 @@ echo \$? > /dev/ttyS1
 /run/busybox umount /tmp
 /run/busybox poweroff -f
 END
-# Not chroot: in a root that is not its mount namespace's, no process may make a user namespace.
+# Not chroot: in a root that is not its mount namespace's, no process may create a user namespace.
 exec $B switch_root /root /run/busybox sh /run/init
 INIT
   chmod 755 "$tree/init"
@@ -151,6 +150,6 @@ timeout --foreground "${VM_MINUTES:-60}m" qemu-system-x86_64 -accel tcg,thread=m
   -serial stdio -serial "file:$work/code" \
   -drive "file=$disk,if=virtio,format=raw,cache=unsafe" \
   -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap" </dev/null || code=$?
-[ "$code" = 0 ] || { say "the guest did not end by itself: $code"; exit 1; }
+[ "$code" = 0 ] || { say "the guest did not shut down by itself: $code"; exit 1; }
 code=$(tr -dc 0-9 <"$work/code")
 exit "${code:-1}"

@@ -1,17 +1,17 @@
-//! Requests from the FUSE device: any bytes are a request or an error, and what is read out of one
-//! lies inside it.
+//! Requests from the FUSE device: any bytes are a request or an error, and everything read from a
+//! request is inside it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use vellum_fuse::wire::{Dialect, Op, Request};
 
 fuzz_target!(|input: &[u8]| {
-    // Not by `Arbitrary`: it takes a length from the end, and mutations then seldom reach the body.
+    // Not with `Arbitrary`: it takes a length from the end, so mutations rarely reach the body.
     let Some((dialect, bytes)) = input.split_first() else {
         return;
     };
     let (setxattr_ext, mut bytes) = (dialect & 1 != 0, bytes.to_vec());
-    // A right length gets the rest looked at more often than a random one.
+    // With a correct length the rest is parsed more often than with a random one.
     let length = (bytes.len() as u32).to_ne_bytes();
     if let Some(said) = bytes.first_chunk_mut() {
         *said = length;

@@ -1,4 +1,4 @@
-//! What images say of themselves: names, platforms, manifests, indexes, configurations.
+//! The documents of images: names, platforms, manifests, indexes, configurations.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Values of marks: any bytes are a value or an error, and a value survives being written and read
-//! again.
+//! Values of marks: any bytes are a value or an error, and a value, written and read again, is the
+//! same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Archives: whatever is accepted is accounted for to the last byte, as raw bytes or as content,
-//! and keeps to the limits.
+//! Archives: every byte of an accepted archive is accounted for, as raw bytes or as content, and
+//! the archive is within the limits.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
