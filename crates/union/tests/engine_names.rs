@@ -263,7 +263,7 @@ fn a_whiteout_device_is_replaced_where_whiteouts_are_names() {
     };
     let engine = open();
     let names = |engine: &vellum_union::engine::Engine| {
-        let mut names = engine_support::names(engine, vellum_union::engine::NodeId::ROOT).unwrap();
+        let mut names = engine_support::names(engine, NodeId::ROOT).unwrap();
         names.sort();
         names
     };
