@@ -266,7 +266,7 @@ fn owners_are_shown_as_the_labels_map_them() {
     assert_eq!((own.uid(), own.gid()), (100000, 100000));
     for lower in value(&mounts[0], "lowerdir=").split(':') {
         let found = fs::symlink_metadata(lower).unwrap();
-        assert!(found.is_dir(), "{lower} is no directory of its own");
+        assert!(found.is_dir(), "{lower} is not a directory");
     }
     for (uids, gids, named) in [
         ("5:1:1", MAP, "uidmapping"),

@@ -18,7 +18,9 @@ fn name() -> impl Strategy<Value = OsString> {
                 .map(|byte| if byte == b'/' { b'_' } else { byte })
                 .collect::<Vec<_>>()
         })
-        .prop_filter("dots are no names", |bytes| bytes != b"." && bytes != b"..")
+        .prop_filter("dots are not names", |bytes| {
+            bytes != b"." && bytes != b".."
+        })
         .prop_map(OsString::from_vec)
 }
 

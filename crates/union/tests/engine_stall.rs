@@ -286,7 +286,7 @@ fn concurrent_lookups_share_one_node() {
         };
         let first = scope.spawn(ask);
         slow.stall.wait();
-        let second = soon("somebody else who asks for the name", ask, &slow.stall);
+        let second = soon("another caller that asks for the name", ask, &slow.stall);
         drop(let_go);
         assert_eq!(first.join().unwrap(), second);
         engine.forget(second, 1);

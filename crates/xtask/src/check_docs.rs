@@ -7,6 +7,7 @@
 //! * Every error has a row in `docs/errors.md`, and every row has an error ([`crate::errors`]).
 //! * No file names a place outside the repository.
 //! * Documents and comments end by column 100 ([`crate::columns`]).
+//! * No text has words that make a reader stumble ([`crate::words`]).
 //!
 //! Sources are not parsed: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
 //! test macro that lists the name) above it.
@@ -31,6 +32,9 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         }
         for line in crate::columns::long_lines(file, &text) {
             wrong.push(format!("{}:{line}: ends beyond column 100", file.display()));
+        }
+        for (line, what) in crate::words::stumbles(file, &text) {
+            wrong.push(format!("{}:{line}: {what}", file.display()));
         }
         if file.extension().is_some_and(|extension| extension == "rs") {
             tests.extend(tests_in(&text));

@@ -13,6 +13,7 @@ mod columns;
 mod errors;
 mod promises;
 mod shape;
+mod words;
 
 use anyhow::{Context, bail};
 use std::path::Path;

@@ -127,7 +127,7 @@ mod tests {
             "promise 1 has no test",
             "two promises have the number 2",
             "promise 2 has no test",
-            "a row of tests for promise 3, which is not there",
+            "a row of tests for promise 3, which doesn't exist",
         ];
         assert_eq!(wrong(text), named);
     }

@@ -4,8 +4,9 @@
     as_in_a_directory.py change SEED COUNT BARE UNION   as the user: prints how many changes were made, or the first
                                                         differences, with exit code 1
 
-A file that belongs to somebody else, or names somebody in an ACL whom the user can't name, can't be copied with all it is. Changes
-of such a file may be refused in the union, and the comparison ends there.
+A file that belongs to another user, or whose ACL has an id that the user's namespace lacks, can't be
+copied with all it has. Changes to such a file may be refused in the union, and the comparison ends
+there.
 """
 
 import errno
@@ -171,7 +172,7 @@ def named(value):
 
 
 def is_strange(found):
-    """Whether it belongs to somebody else: in a namespace, to somebody it has no number for."""
+    """Whether it belongs to another user: in a namespace, to an id that is not mapped."""
     if os.getuid() == 0:
         return 65534 in (found.st_uid, found.st_gid)
     return (found.st_uid, found.st_gid) != (os.getuid(), os.getgid())

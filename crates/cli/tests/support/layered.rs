@@ -72,7 +72,7 @@ impl World {
             assert!(done.err.contains("is mounted: "), "{args:?}: {}", done.err);
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        panic!("{args:?}: somebody holds the layers");
+        panic!("{args:?}: a process holds the layers");
     }
 
     /// Mounts with these options besides the layers, and unmounts at the end of the test.

@@ -130,7 +130,7 @@ pub enum Durability {
     Volatile,
 }
 
-/// The most an upper may hold; `None` is no limit.
+/// The most an upper may hold; `None`: unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limit {
     /// Bytes on disk.

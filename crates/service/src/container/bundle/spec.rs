@@ -237,7 +237,7 @@ impl From<oci_spec::OciSpecError> for Error {
 }
 
 /// Docker's rule: an entrypoint from the user also drops the image's command, and a single empty
-/// word is no entrypoint.
+/// word is not an entrypoint.
 fn arguments(image: &RunConfig, request: &ProcessRequest) -> Result<Vec<String>> {
     let (mut arguments, command) = match &request.entrypoint {
         None => (image.entrypoint.clone(), &image.cmd[..]),
