@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 packages_build="gcc libc6-dev make ca-certificates"
 packages_deb="binutils dpkg-dev"
 packages_demo="python3 runc uidmap acl attr"
-packages_test="git binutils dpkg-dev openssl libarchive-tools libcap2-bin python3 python3-yaml runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
+packages_test="git curl iproute2 binutils dpkg-dev openssl libarchive-tools libcap2-bin python3 python3-yaml
+  runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci
   golang-go golang-github-containerd-containerd-dev"
 packages_slow="debootstrap systemd-container qemu-system-x86 cpio kmod xz-utils zstd libpython3.11-testsuite"
