@@ -37,6 +37,44 @@ fn a_plain_user_mounts_through_fusermount3() {
 }
 
 #[test]
+fn a_plain_users_layers_are_squashed_to_what_they_showed() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::with_fuse(&world.scratch) else {
+        return;
+    };
+    let done = world.as_user(
+        &user,
+        "timeout 60 \"$1\" overlay -o lowerdir=top:base,upperdir=upper,workdir=work merged; \
+         rm merged/gone; mv merged/dir merged/moved; fusermount3 -u merged; flock upper true; \
+         \"$1\" layer squash upper top base --whole --output merged/whole >&2; \
+         \"$1\" layer convert upper --below top --below base --output merged/converted >&2; \
+         cd merged; cat whole/moved/inner/file converted/moved/inner/file; ls whole",
+    );
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (0, "deep\ndeep\nboth\nmoved\n"),
+        "{}",
+        done.err
+    );
+    // Root follows the marks of another user only if told to, and never overlooks them.
+    let at = |below: &str| world.at(below).display().to_string();
+    let layers = [at("upper"), at("top"), at("base")];
+    let mut squash = vec!["layer", "squash"];
+    squash.extend(layers.iter().map(String::as_str));
+    let by_root = at("by-root");
+    squash.extend(["--whole", "--output", &by_root]);
+    let refused = world.vellum(&squash);
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    assert!(refused.err.contains("--userxattr"), "{}", refused.err);
+    let work = at("work");
+    squash.extend(["--work", &work]);
+    world.on_free_layers(&squash);
+    let deep = fs::read_to_string(world.at("by-root/moved/inner/file")).unwrap();
+    assert_eq!(deep, "deep\n");
+    assert!(!world.at("by-root/gone").exists());
+}
+
+#[test]
 fn a_plain_user_changes_what_squashed_owners_have() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::with_fuse(&world.scratch) else {

@@ -21,13 +21,14 @@ use crate::error::{Error, Result};
 use crate::options::{MountOptions, WhFiles};
 use crate::record::LayerRecord;
 
-/// Returns the namespace of a mount's marks: `trusted.*` for root outside any user namespace; no
-/// other user sees those.
+/// Returns the namespace of a mount's marks: what the options say, else what suits this process.
 pub fn prefix(options: &MountOptions) -> Result<Prefix> {
-    match (options.user_xattr, Process::read().is_root()) {
-        (Some(true), _) | (None, false) => Ok(Prefix::User),
-        (None | Some(false), true) => Ok(Prefix::Trusted),
-        (Some(false), false) => Err(Error::Unsupported {
+    let process = Process::read();
+    match options.user_xattr {
+        None => Ok(process.prefix()),
+        Some(true) => Ok(Prefix::User),
+        Some(false) if process.is_root() => Ok(Prefix::Trusted),
+        Some(false) => Err(Error::Unsupported {
             what:
                 "only root outside a user namespace can read and write marks in trusted.overlay.*"
                     .into(),

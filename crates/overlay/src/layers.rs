@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vellum_format::OVERRIDE_STAT_NAMES;
+use vellum_format::Prefix;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{mount, mountinfo, xattr};
@@ -19,7 +20,7 @@ use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Sta
 use crate::dialect::prefix;
 use crate::error::{Error, Result};
 use crate::options::{MountOptions, Redirects, Trust, WhFiles};
-use crate::record::{LayerRecord, NewRecord, RecordsBeside};
+use crate::record::{LayerRecord, NewRecord, RecordsBeside, believed};
 use crate::{dialect, owners};
 
 /// Returns the options of an upper's last mount, as far as they tell its marks and its lower
@@ -29,6 +30,38 @@ use crate::{dialect, owners};
 pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
     let record = LayerRecord::of(&open_dir(upper)?, &open_dir(work)?)?;
     Ok(record.map(|record| record.last_mounted(upper, work)))
+}
+
+/// What a record of Vellum's engine says about the marks of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedMarks {
+    /// Their namespace.
+    pub prefix: Prefix,
+    /// The record is in the work directory that the caller named, or it belongs to root or to the
+    /// caller.
+    pub believed: bool,
+}
+
+/// Returns what the record in `work`, the layer's work directory, says, or else one next to the
+/// layer. `None` if no record knows the layer.
+pub fn recorded_marks(layer: &Path, work: Option<&Path>) -> Result<Option<RecordedMarks>> {
+    let own = match work {
+        Some(work) => LayerRecord::of(&open_dir(layer)?, &open_dir(work)?)?,
+        None => None,
+    };
+    let found = match own {
+        Some(record) => Some((record.userxattr(), true)),
+        None => RecordsBeside::default()
+            .find_of_any_owner(layer)
+            .map(|record| (record.userxattr, believed(record.owner))),
+    };
+    Ok(found.map(|(userxattr, believed)| RecordedMarks {
+        prefix: match userxattr {
+            true => Prefix::User,
+            false => Prefix::Trusted,
+        },
+        believed,
+    }))
 }
 
 /// Open layers, top first.

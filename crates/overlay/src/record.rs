@@ -65,6 +65,11 @@ impl LayerRecord {
         Ok(read.filter(|record| record.upper_ino == ino))
     }
 
+    /// Whether its marks are `user.overlay.*`.
+    pub(super) fn userxattr(&self) -> bool {
+        self.userxattr
+    }
+
     /// Whether names that begin with `.wh.` may be marks.
     pub(super) fn wh_whiteouts(&self) -> bool {
         self.wh_whiteouts
@@ -152,13 +157,17 @@ impl NewRecord {
     }
 }
 
-/// What a believed record next to a lower layer says about it.
+/// What a record next to a layer says about it.
 #[derive(Clone, Debug)]
 pub(super) struct BesideRecord {
+    /// The record's owner.
+    pub(super) owner: u32,
     ino: u64,
     born: Option<(i64, u32)>,
     /// Whether names that begin with `.wh.` may be marks.
     pub(super) wh_whiteouts: bool,
+    /// Whether its marks are `user.overlay.*`.
+    pub(super) userxattr: bool,
     /// The mapping of the last mount that had one.
     pub(super) ids: Option<Recorded>,
     /// The work directory with the record.
@@ -178,6 +187,17 @@ impl RecordsBeside {
     /// when the layer's directory was created. A neighbour may be an unpacked archive, whose author
     /// can guess an inode number but not that time.
     pub(super) fn find(&mut self, layer: &Path) -> Option<BesideRecord> {
+        let found = self.find_of_any_owner(layer)?;
+        if !believed(found.owner) {
+            let work = found.work.display();
+            tracing::debug!(%work, "record of a layer ignored: owned by another user");
+            return None;
+        }
+        Some(found)
+    }
+
+    /// The same, also if the record is not believed.
+    pub(super) fn find_of_any_owner(&mut self, layer: &Path) -> Option<BesideRecord> {
         let real = std::fs::canonicalize(layer).ok()?;
         let parent = real.parent()?;
         let root = Dir::open(&real).ok()?;
@@ -211,14 +231,12 @@ fn found(beside: &Dir, name: &OsStr) -> Option<BesideRecord> {
     let work = beside.open_dir_unmounted(name).ok()?;
     let (record, owner) = read(&work)?;
     let path = work.path()?;
-    if !believed(owner) {
-        tracing::debug!(work = %path.display(), "record of a layer ignored: owned by another user");
-        return None;
-    }
     Some(BesideRecord {
+        owner,
         ino: record.upper_ino,
         born: record.upper_born,
         wh_whiteouts: record.wh_whiteouts,
+        userxattr: record.userxattr,
         ids: record.ids,
         has_maps: has_maps(&work),
         work: path,

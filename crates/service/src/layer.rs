@@ -49,8 +49,9 @@ pub enum Marks {
 /// How layers are read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct How {
-    /// The prefix of the marks that are read.
-    pub read: Prefix,
+    /// The prefix of the marks that are read; `None`: for each layer the one that its work
+    /// directory records, or else the one that this process's mounts write.
+    pub read: Option<Prefix>,
     /// The form of the result's marks.
     pub write: Marks,
     /// The process that writes them.
@@ -62,7 +63,7 @@ impl How {
     pub fn usual(process: Process) -> How {
         let prefix = process.prefix();
         How {
-            read: prefix,
+            read: None,
             write: Marks::Kernel(prefix),
             process,
         }
@@ -255,10 +256,11 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
     let layers = layers
         .iter()
         .map(|input| -> Result<Arc<dyn Layer>> {
+            let prefix = prefix_of(input, how)?;
             let dialect = Dialect {
-                prefix: Some(how.read),
+                prefix: Some(prefix),
                 wh_names: WhNames::Whiteouts,
-                records: match how.read {
+                records: match prefix {
                     Prefix::Trusted => Records::None,
                     Prefix::User => Records::Read,
                 },
@@ -277,6 +279,33 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
         })
         .collect::<Result<_>>()?;
     Ok(Stack::new(layers)?)
+}
+
+/// Returns the namespace in which a layer's marks are read.
+///
+/// A mark in the other one would be no mark: what was renamed would be empty, and a file whose data
+/// is below would be all zeros, without an error.
+fn prefix_of(input: &Input, how: How) -> Result<Prefix> {
+    if let Some(asked) = how.read {
+        return Ok(asked);
+    }
+    let usual = how.process.prefix();
+    let recorded = vellum_overlay::layers::recorded_marks(&input.dir, input.work.as_deref())?;
+    let layer = input.dir.display();
+    match recorded.map(|recorded| (recorded.prefix, recorded.believed)) {
+        Some((Prefix::Trusted, _)) if !how.process.is_root() => Err(Error::Unsupported {
+            what: format!(
+                "the layer {layer} has marks in trusted.overlay.*, which only root can read"
+            ),
+            hint: "run the command as root outside a user namespace".into(),
+        }),
+        Some((prefix, true)) => Ok(prefix),
+        Some((prefix, false)) if prefix != usual => Err(Error::Unsupported {
+            what: format!("the layer {layer} is another user's, with marks in user.overlay.*"),
+            hint: "to follow that user's marks, give --userxattr".into(),
+        }),
+        _ => Ok(usual),
+    }
 }
 
 /// What is written.
@@ -361,7 +390,7 @@ fn fill(
 ) -> Result<(u64, Vec<PathBuf>)> {
     let prefix = match how.write {
         Marks::Kernel(prefix) => prefix,
-        Marks::WhNames | Marks::Whole => how.read,
+        Marks::WhNames | Marks::Whole => how.read.unwrap_or_else(|| how.process.prefix()),
     };
     let seen: Arc<Mutex<(u64, Vec<PathBuf>)>> = Arc::default();
     let entries: Box<dyn Iterator<Item = vellum_union::Result<Change>> + Send> = match content {

@@ -32,9 +32,10 @@ impl Process {
         self.uid == 0 && self.in_first_namespace
     }
 
-    /// Returns the namespace of the marks that this process's mounts write.
+    /// Returns the namespace of the marks that this process's mounts write. `trusted.*` exists for
+    /// root only: to any other user such an attribute isn't there.
     pub fn prefix(self) -> Prefix {
-        match self.in_first_namespace {
+        match self.is_root() {
             true => Prefix::Trusted,
             false => Prefix::User,
         }
@@ -46,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_first_namespaces_root_is_root_and_only_there_marks_are_trusted() {
+    fn only_the_first_namespaces_root_is_root_and_only_its_marks_are_trusted() {
         let check = |uid, in_first_namespace, is_root, prefix| {
             let process = Process {
                 uid,
@@ -55,7 +56,7 @@ mod tests {
             assert_eq!((process.is_root(), process.prefix()), (is_root, prefix));
         };
         check(0, true, true, Prefix::Trusted);
-        check(1000, true, false, Prefix::Trusted);
+        check(1000, true, false, Prefix::User);
         check(0, false, false, Prefix::User);
         check(1000, false, false, Prefix::User);
     }

@@ -98,7 +98,7 @@ pub struct LayerHow {
     /// block
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub work: Option<PathBuf>,
-    /// Read marks in user.overlay.* (for root, instead of trusted.overlay.*)
+    /// Read marks in user.overlay.*, whatever the records next to the layers say
     #[arg(long)]
     pub userxattr: bool,
 }
@@ -184,10 +184,7 @@ impl Verb for Layer {
 fn how(ctx: &Context, args: &LayerHow, whole: bool) -> How {
     let usual = How::usual(ctx.process);
     How {
-        read: match args.userxattr {
-            true => Prefix::User,
-            false => usual.read,
-        },
+        read: args.userxattr.then_some(Prefix::User),
         write: match (whole, args.marks) {
             (true, _) => Written::Whole,
             (false, None) => usual.write,
