@@ -31,7 +31,7 @@ fn docker_is_told_what_the_plugin_is() {
             assert!(
                 driver
                     .fails("Create", json!({ "ID": bad }))
-                    .contains("no id")
+                    .contains("can't be a layer's id")
             );
         }
     });
