@@ -239,14 +239,16 @@ fn a_plain_users_podman_reads_the_users_exports() {
     };
     let script =
         "stat -c '%u %g' /etc/passwd; ls /odd; rm /etc/group; echo new > /etc/new; cat /etc/new";
-    let run = ["run", "--name", "box"];
+    let run = ["run", "--name", "box", "--log-driver", "k8s-file"];
     let run = [
         &run,
         &LIMITS[..],
         &["localhost/plain:1", "sh", "-c", script],
     ]
     .concat();
-    assert_eq!(podman(&run), "0 0\nlinks\nnew\n");
+    podman(&run);
+    // Podman may lose what a short container prints; its log has it.
+    assert_eq!(podman(&["logs", "box"]), "0 0\nlinks\nnew\n");
     podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
     let saved = short.join("saved");
     let save = ["save", "--quiet", "--format", "docker-archive", "--output"];
