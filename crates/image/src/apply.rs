@@ -301,7 +301,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             .top()
             .dir
             .stat(name)
-            .map_err(self.failed("look at", name))?;
+            .map_err(self.failed("stat", name))?;
         let ours = self.made.contains_key(&self.key(&self.stack.path_of(name)));
         if is_whiteout(&stat) || !ours {
             let opaque = self.clear(name)?;

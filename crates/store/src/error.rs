@@ -257,7 +257,7 @@ pub enum StoreError {
         why: String,
     },
     /// The operating system refused.
-    #[error("{op} {path}", path = path.display())]
+    #[error("cannot {op} {path}", path = path.display())]
     Io {
         /// What was attempted: a verb.
         op: &'static str,
