@@ -147,7 +147,7 @@ fn layers_are_looked_at_without_a_mount() {
     );
     let why = ok(&["explain", "-o", &options, "/dir/inner"]);
     assert!(
-        why.starts_with("/dir: nothing\n") && why.contains("whiteout"),
+        why.starts_with("/dir: does not exist\n") && why.contains("whiteout"),
         "{why}"
     );
 }

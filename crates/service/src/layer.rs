@@ -344,7 +344,10 @@ fn write(
         above
     })?;
     if publish_as == Publish::New && above.stat_opt(name)?.is_some() {
-        return Err(invalid(format!("{} already exists", target.display())));
+        return Err(invalid(format!(
+            "{} already exists: name a new directory",
+            target.display()
+        )));
     }
     let mut staged = OsString::from(".vellum-staged.");
     staged.push(name);

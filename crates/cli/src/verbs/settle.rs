@@ -71,8 +71,8 @@ impl Verb for Settle {
         };
         let mut out = stdout();
         out.line(format!(
-            "settled {} files, copied {}",
-            done.done.files,
+            "settled {}, copied {}",
+            out::counted(done.done.files, "file"),
             out::bytes(done.done.bytes)
         ))?;
         out.done()?;
