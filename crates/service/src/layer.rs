@@ -231,7 +231,7 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
             let dir = Dir::open(&path)?;
             match Lock::try_now(dir.dup()?, Sharing::Exclusive)? {
                 Some(lock) => Ok(lock),
-                None => Err(in_use("by Vellum".into())),
+                None => Err(in_use("Vellum's engine uses it".into())),
             }
         })
         .collect()

@@ -283,7 +283,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// The database refused.
-    #[error("database: {op}")]
+    #[error("database: cannot {op}")]
     Database {
         /// What was attempted.
         op: &'static str,

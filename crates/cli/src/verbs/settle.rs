@@ -14,7 +14,7 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Make an upper plain: copy into it the file data that is still in lower layers
+/// Complete an upper: copy into it the file data that is still in lower layers
 #[derive(Debug, Args)]
 pub struct Settle {
     /// Upper directory of a union that is not mounted; or a container, if WORK is not given
