@@ -25,7 +25,8 @@ pub mod tree;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Store directory [default: /var/lib/vellum, or ~/.local/share/vellum for a plain user]
+    /// Store directory, created if missing [default: /var/lib/vellum, or ~/.local/share/vellum for
+    /// a plain user]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
     /// Directory for runtime state, which a reboot clears [default: /run/vellum]
@@ -34,13 +35,14 @@ pub struct Global {
     /// Read settings from this file instead of the system's and your own
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Storage driver for new layers and containers: overlay2, overlay or native
+    /// Storage driver for new images: overlay2, overlay or native. A container has its image's
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Driver>)]
     pub storage_driver: Option<Driver>,
     /// Engine that mounts layers: auto (the kernel where it can), kernel or vellum
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Engine>)]
     pub engine: Option<Engine>,
-    /// Write no kernel marks that Docker's and containerd's own diff would misread
+    /// Mount new containers without redirect_dir, metacopy and xino, whose marks in layers Docker's
+    /// and containerd's own diff misread
     #[arg(long, global = true)]
     pub docker_compatible: bool,
     /// How to pass layers to the kernel: auto, layer-fds, lowerdir-plus or option-page

@@ -99,6 +99,12 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// Formats a number of things for people: `1 layer`, `2 layers`.
+pub fn counted<N: std::fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    let ending = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}
+
 /// Formats how long ago a time was, for people: `3 minutes ago`.
 pub fn ago(then: Timestamp) -> String {
     ago_from(then, Timestamp::now())

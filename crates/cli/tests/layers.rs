@@ -106,7 +106,11 @@ fn layers_are_squashed_converted_and_merged_into_what_they_showed() {
     world.scratch.adopt_mount(&world.at("merged"));
     let done = world.vellum(&["layer", "merge", &at("plain"), &top]);
     assert_eq!(done.code, 1);
-    assert!(done.err.contains("is mounted: by Vellum"), "{}", done.err);
+    assert!(
+        done.err.contains("is mounted: Vellum's engine uses it"),
+        "{}",
+        done.err
+    );
     world.scratch.unmount(&world.at("merged"));
     wait_free(&world.at("top"));
 
@@ -147,7 +151,7 @@ fn layers_are_looked_at_without_a_mount() {
     );
     let why = ok(&["explain", "-o", &options, "/dir/inner"]);
     assert!(
-        why.starts_with("/dir: nothing\n") && why.contains("whiteout"),
+        why.starts_with("/dir: does not exist\n") && why.contains("whiteout"),
         "{why}"
     );
 }

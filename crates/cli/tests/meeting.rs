@@ -23,7 +23,7 @@ const NOT_THERE: [&str; 4] = [
 ];
 
 /// Words that report damage, or a record that users don't know.
-const FALSE_ALARMS: [&str; 12] = [
+const FALSE_ALARMS: [&str; 10] = [
     "damaged",
     "is missing",
     "is lost",
@@ -31,10 +31,8 @@ const FALSE_ALARMS: [&str; 12] = [
     "does not exist",
     "No such file",
     "WARN",
-    "put right",
     "repaired",
     "panicked",
-    "can't be told",
     "can't be determined",
 ];
 

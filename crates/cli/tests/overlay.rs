@@ -523,7 +523,7 @@ fn a_partly_copied_file_is_settled_for_every_reader() {
     let at = |below: &str| world.at(below).display().to_string();
     let done = world.vellum(&["settle", &at("upper"), &at("work")]);
     assert_eq!(
-        (done.code, done.out.starts_with("settled 1 files")),
+        (done.code, done.out.starts_with("settled 1 file,")),
         (0, true),
         "{}{}",
         done.out,

@@ -194,7 +194,7 @@ fn an_upper_keeps_the_dialect_of_its_marks() {
         } else {
             "devices 0:0"
         };
-        let line = format!("the upper hides names with {form}\n");
+        let line = format!("whiteouts in the upper are {form}\n");
         let said = explained(&world);
         assert!(
             said.out.ends_with(&line),

@@ -273,7 +273,10 @@ fn names_and_unique_id_prefixes_are_accepted() {
         err.starts_with(&format!("error: `{digit}` matches several containers: ")),
         "{err}"
     );
-    assert!(err.ends_with("hint: write more of the id\n"), "{err}");
+    assert!(
+        err.ends_with("hint: write more of the id, or a whole name\n"),
+        "{err}"
+    );
 }
 
 #[test]

@@ -589,7 +589,10 @@ fn a_plain_user_is_told_what_needs_root() {
     ] {
         let said = world.run(verb);
         let said = String::from_utf8_lossy(&said.stderr);
-        assert!(said.contains("hint: this needs root"), "{verb:?}: {said}");
+        assert!(
+            said.contains("hint: you lack a permission"),
+            "{verb:?}: {said}"
+        );
     }
 }
 

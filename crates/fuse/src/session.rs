@@ -223,7 +223,7 @@ impl Session {
         self.unmounter.clone()
     }
 
-    /// Returns how often each request has come so far.
+    /// Returns how many requests of each type have arrived so far.
     pub fn counts(&self) -> Counts {
         self.counters.now()
     }

@@ -107,8 +107,7 @@ struct Applier<'a, 'w> {
     /// See [`ApplyTarget::donor`]; `None` once sharing blocks has failed.
     donor: Option<Dir>,
     /// What this layer created, by hash of its path: 0, or the payload's ordinal plus one. A keyed
-    /// hash of 64 bits keeps this small; a collision is not to be expected in the lifetime of the
-    /// program.
+    /// hash of 64 bits keeps this small; a collision is practically impossible.
     made: HashMap<u64, u32>,
     hasher: RandomState,
     implied: BTreeSet<Vec<u8>>,
@@ -301,7 +300,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             .top()
             .dir
             .stat(name)
-            .map_err(self.failed("look at", name))?;
+            .map_err(self.failed("stat", name))?;
         let ours = self.made.contains_key(&self.key(&self.stack.path_of(name)));
         if is_whiteout(&stat) || !ours {
             let opaque = self.clear(name)?;

@@ -27,7 +27,7 @@ pub enum Error {
     Write(#[source] io::Error),
 
     /// The bytes ended in the middle of something.
-    #[error("the archive is cut short at byte {offset}: {expected} missing")]
+    #[error("the archive is cut short at byte {offset}: {expected} is missing")]
     Truncated {
         /// Where the bytes ended, counted in the uncompressed tar.
         offset: u64,
@@ -50,7 +50,7 @@ pub enum Error {
     BadDigest(BadDigest),
 
     /// Bytes don't have the digest that was promised for them.
-    #[error("{what} has digest {found}, but {expected} was promised")]
+    #[error("{what} has digest {found}, expected {expected}")]
     DigestMismatch {
         /// What was hashed, for people.
         what: String,
@@ -61,7 +61,7 @@ pub enum Error {
     },
 
     /// Bytes don't have the length that was promised for them.
-    #[error("{what} has {found} bytes, but {expected} were promised")]
+    #[error("{what} has {found} bytes, expected {expected}")]
     SizeMismatch {
         /// What was counted, for people.
         what: String,

@@ -1,9 +1,10 @@
 //! Where images come from: archives, layouts and registries, behind one trait.
 //!
 //! A source is opened once, lists the images it holds, and hands out layers as byte streams, in any
-//! order and several at a time. What it lists has been parsed and checked: digests are digests,
-//! manifests and configurations match theirs. Layers are handed out unchecked: a caller that reads
-//! one hashes it anyway, since the diff ID must be known, and compares ([`SourceLayer::check`]).
+//! order and several at a time. What it lists has been parsed and checked: digests are well formed,
+//! manifests and configurations match their digests. Layers are handed out unchecked: a caller that
+//! reads one hashes it anyway, since the diff ID must be known, and compares
+//! ([`SourceLayer::check`]).
 //!
 //! A source must not know where layers go, and never uses text from an image as a path.
 

@@ -71,7 +71,7 @@ impl Tree {
                 Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {
                     inside.push(part);
                 }
-                Err(e) => return Err(Error::io("look at", at)(e)),
+                Err(e) => return Err(Error::io("stat", at)(e)),
             }
         }
         let mut at = self.root.clone();

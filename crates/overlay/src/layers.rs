@@ -178,7 +178,7 @@ fn open_dir(path: &Path) -> Result<Dir> {
     Dir::open(path).map_err(|error| match error.is_not_found() {
         true => Error::Invalid {
             what: format!("there is no layer {}", path.display()),
-            hint: Some("a colon in a path is written `\\:`, a comma `\\,`".into()),
+            hint: Some("check the path; in -o, a colon is written `\\:` and a comma `\\,`".into()),
         },
         false => error.into(),
     })

@@ -1,4 +1,4 @@
-//! A union of layers that are named one by one, mounted by Vellum's own engine.
+//! Mounts a union of given layers by Vellum's own engine.
 //!
 //! * [`options`]: what can be asked for, and the tables of `-o` options; [`parse`]: how `-o`
 //!   strings are read; [`values`]: switches, sizes and paths as text, and suggestions for
@@ -9,7 +9,7 @@
 //!   layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;
 //! * [`names`] and [`program`]: the command line, under the names of other mount programs;
-//!   [`report`]: how its failures look.
+//!   [`report`]: how failures are printed.
 //!
 //! `vellum overlay`, the mount program `vellum-fuse-overlayfs` and the store's own mounts all end
 //! here. This crate must not know the store, images or networks: a build of the mount program alone

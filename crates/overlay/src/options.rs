@@ -352,7 +352,7 @@ const OWNERS: &[MountOption] = &[
     ),
     option(
         "noxattrs",
-        "no xattrs",
+        "files have no xattrs",
         OnOff(|to, on| to.options.no_xattrs = on),
     ),
     option(
@@ -427,7 +427,7 @@ const SPEED: &[MountOption] = &[
     ),
     option(
         "passthrough",
-        "the kernel reads and writes files below itself (root)",
+        "the kernel reads and writes backing files directly (root)",
         OnOff(|to, on| {
             to.options.data = match on {
                 true => DataMode::Passthrough,
@@ -446,7 +446,7 @@ const SPEED: &[MountOption] = &[
     ),
     option(
         "writeback=1|0",
-        "the kernel collects writes; off with size or inodes",
+        "the kernel's writeback cache; off with size or inodes",
         OnOff(|to, on| to.options.writeback = on),
     ),
     option(

@@ -265,7 +265,7 @@ impl ConfigError {
                 Some("docs/configuration.md lists every key with its values".into())
             }
             Self::Read { path, .. } => Some(format!(
-                "was {} moved? --config and VELLUM_CONFIG name it",
+                "correct the path in --config or VELLUM_CONFIG, or make {} readable",
                 path.display()
             )),
             _ => None,

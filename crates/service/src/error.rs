@@ -239,8 +239,7 @@ pub enum Error {
 
 const NO_SPACE: &str = "the disk is full, or out of inodes (`df -i`): `vellum gc --dry-run` shows what can be removed, `vellum df` what uses the space";
 
-const REBUILD: &str =
-    "`vellum check --rebuild` rebuilds the database from the records next to the trees";
+const REBUILD: &str = "`vellum check --rebuild` makes a new database from the record files";
 
 const DIVERTED: &str = "nothing was changed; put the store's own directory back (docs/security.md), then let `vellum check` show what else is wrong";
 
@@ -274,7 +273,8 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     }
 }
 
-const DENIED: &str = "this needs root; a plain user's own store is in ~/.local/share/vellum";
+const DENIED: &str =
+    "you lack a permission that root has; a plain user's own store is in ~/.local/share/vellum";
 
 /// Tells whether a full disk is among the error's causes.
 fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -317,9 +317,12 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
             Some("`vellum import` creates an image from a plain tar or directory".into())
         }
         SourceError::NotADataRoot { .. } => Some(
-            "`docker info` calls it Docker Root Dir; images of other drivers, and those Docker keeps in containerd, come across by \
+            "`docker info` calls it Docker Root Dir; images of other drivers, and those Docker keeps in containerd, are copied by \
              `docker save IMAGE | vellum load`"
                 .into(),
+        ),
+        SourceError::Missing { .. } => Some(
+            "the archive or layout is incomplete; `vellum import` takes a plain tar or directory".into(),
         ),
         SourceError::NoPlatform { .. } => Some("choose one of them with --platform".into()),
         #[cfg(feature = "registry")]
@@ -338,11 +341,11 @@ fn registry_hint(error: &vellum_image::registry::RegistryError) -> Option<String
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
         )),
         RegistryError::Unresolved { .. } => Some(
-            "check the name; if it is right, DNS fails here, or a proxy is needed (HTTPS_PROXY)"
+            "check the name; if it is right, DNS fails on this machine, or a proxy is needed (HTTPS_PROXY)"
                 .into(),
         ),
         RegistryError::Unreachable { registry, .. } => Some(format!(
-            "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
+            "check that a registry runs there; if it speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,
     }
@@ -389,7 +392,7 @@ impl Error {
                 }
                 .into(),
             ),
-            Self::Ambiguous { .. } => Some("write more of the id".into()),
+            Self::Ambiguous { .. } => Some("write more of the id, or a whole name".into()),
             Self::NameTaken { .. } => Some("choose another name, or remove or rename that one".into()),
             Self::Covered { covers, note, .. } => {
                 let way: Vec<_> =

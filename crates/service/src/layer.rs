@@ -231,7 +231,7 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
             let dir = Dir::open(&path)?;
             match Lock::try_now(dir.dup()?, Sharing::Exclusive)? {
                 Some(lock) => Ok(lock),
-                None => Err(in_use("by Vellum".into())),
+                None => Err(in_use("Vellum's engine uses it".into())),
             }
         })
         .collect()
@@ -344,7 +344,10 @@ fn write(
         above
     })?;
     if publish_as == Publish::New && above.stat_opt(name)?.is_some() {
-        return Err(invalid(format!("{} already exists", target.display())));
+        return Err(invalid(format!(
+            "{} already exists: name a new directory",
+            target.display()
+        )));
     }
     let mut staged = OsString::from(".vellum-staged.");
     staged.push(name);

@@ -29,7 +29,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
     let top = ctx.run_dir();
     make_private(top)?;
-    let found = fs::symlink_metadata(top).map_err(Error::io("look at", top))?;
+    let found = fs::symlink_metadata(top).map_err(Error::io("stat", top))?;
     let me = rustix::process::geteuid().as_raw();
     if !found.is_dir() || found.uid() != me {
         return Err(Error::Unsupported {

@@ -204,7 +204,7 @@ impl Database {
             }),
             Ok(facts) => Ok(facts.len() > 0),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e).on("look at", &self.path),
+            Err(e) => Err(e).on("stat", &self.path),
         }
     }
 

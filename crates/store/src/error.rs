@@ -257,7 +257,7 @@ pub enum StoreError {
         why: String,
     },
     /// The operating system refused.
-    #[error("{op} {path}", path = path.display())]
+    #[error("cannot {op} {path}", path = path.display())]
     Io {
         /// What was attempted: a verb.
         op: &'static str,
@@ -283,7 +283,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// The database refused.
-    #[error("database: {op}")]
+    #[error("database: cannot {op}")]
     Database {
         /// What was attempted.
         op: &'static str,

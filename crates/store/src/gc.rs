@@ -4,7 +4,7 @@
 //! holds all its ancestors: `rows/alive.rs` says what holds what, and `why.rs` puts it into words.
 //! One transaction decides and deletes the records; files are deleted afterwards, so a crash leaves
 //! litter for the next run. What is on disk without a record is litter too (`gc/litter.rs`), unless
-//! the process that made it is alive (see `tx.rs`).
+//! the process that created it is alive (see `tx.rs`).
 
 mod litter;
 
@@ -67,8 +67,8 @@ impl Store {
     /// Removes everything that is not needed, and all litter. With `dry_run` it only returns what
     /// it would remove.
     ///
-    /// Safe alongside running commands of any number of processes. Errors: `Io`, `Database`; what
-    /// could not be removed for a reason of its own is reported as stuck, not as an error.
+    /// Safe alongside running commands of any number of processes. Errors: `Io`, `Database`. A
+    /// single thing that can't be removed is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));

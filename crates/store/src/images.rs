@@ -144,7 +144,11 @@ impl Store {
                 return Err(StoreError::InUse {
                     subject: Subject::Image,
                     name: id.to_string(),
-                    by: format!("container {}", users.join(", ")),
+                    by: format!(
+                        "container{} {}",
+                        if users.len() == 1 { "" } else { "s" },
+                        users.join(", ")
+                    ),
                 });
             }
             rows::images::remove(tx, id)?;

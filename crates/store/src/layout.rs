@@ -196,7 +196,7 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
                 .mode(0o755)
                 .recursive(true)
                 .create(path.parent().unwrap_or(path))
-                .on("make", path)?;
+                .on("create", path)?;
             plain::place("make", path, Links::Nowhere)
         }
         found => found,
@@ -234,7 +234,7 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e).on("look at", path),
+        Err(e) => Err(e).on("stat", path),
     }
 }
 

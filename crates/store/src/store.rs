@@ -1,4 +1,4 @@
-//! The store as callers see it: opening, and what concerns all of it.
+//! The store as callers see it: opening it, and what concerns the store as a whole.
 
 use std::{
     os::unix::fs::MetadataExt,

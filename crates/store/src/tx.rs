@@ -158,11 +158,11 @@ impl Drop for Staged {
 /// Returns whether `path` is still the name of this open file.
 pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    let ours = file.metadata().on("look at", path)?;
+    let ours = file.metadata().on("stat", path)?;
     match fs::symlink_metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e).on("look at", path),
+        Err(e) => Err(e).on("stat", path),
     }
 }
 

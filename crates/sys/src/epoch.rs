@@ -29,7 +29,7 @@ pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let fd = fd.as_fd();
     let got = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, UNIQUE)
-        .map_err(|errno| Error::at("look at", fd, "", errno))?;
+        .map_err(|errno| Error::at("stat", fd, "", errno))?;
     match got.stx_mask & UNIQUE.bits() {
         0 => Ok(0),
         _ => Ok(got.stx_mnt_id),

@@ -73,8 +73,8 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     };
     if done == 0 {
         const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
-        let fs = rustix::fs::fstatfs(fd)
-            .map_err(|e| Error::at("look at the file system of", fd, "", e))?;
+        let fs =
+            rustix::fs::fstatfs(fd).map_err(|e| Error::at("get the file system of", fd, "", e))?;
         if fs.f_type as i64 == FUSE_SUPER_MAGIC {
             return Ok(None);
         }

@@ -262,7 +262,7 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(Error::new("open", target, e)),
     };
-    let seen = crate::stat::whereabouts(&fd).map_err(|e| Error::new("look at", target, e))?;
+    let seen = crate::stat::whereabouts(&fd).map_err(|e| Error::new("stat", target, e))?;
     if seen.mnt_id != id {
         return Ok(false);
     }
@@ -309,7 +309,7 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
         return Ok(crate::mountinfo::of(&fd)?.is_some_and(|m| m.mount_point == path));
     }
     let above = crate::stat::Stat::at(&fd, Path::new(".."), AtFlags::empty())
-        .map_err(|e| Error::new("look at the parent of", path, e))?;
+        .map_err(|e| Error::new("stat the parent of", path, e))?;
     Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
 }
 

@@ -184,7 +184,7 @@ pub fn dir(path: &Path, links: Links) -> Result<Dir> {
 /// Returns the attributes of what is at `path`, a link's own if it is one; `None` if nothing is
 /// there.
 pub fn stat(path: &Path) -> Result<Option<Stat>> {
-    match look("look at", path, Links::Nowhere) {
+    match look("stat", path, Links::Nowhere) {
         Ok((_, stat)) => Ok(Some(stat)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),

@@ -192,7 +192,7 @@ pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
 pub fn directory_untried(path: &Path, why: &Error) -> Result<DirFacts> {
     let dir = Dir::open(path)?;
     let statfs =
-        rustix::fs::fstatfs(&dir).map_err(|e| dir.fail("look at the file system of", "", e))?;
+        rustix::fs::fstatfs(&dir).map_err(|e| dir.fail("get the file system of", "", e))?;
     let fs_magic = statfs.f_type as u64 & 0xffff_ffff;
     Ok(DirFacts {
         fs_name: fs_name(fs_magic),
@@ -226,7 +226,7 @@ fn first_kind(dir: &Dir) -> Result<FileType> {
 
 fn try_out(probe: &Dir) -> Result<DirFacts> {
     let statfs =
-        rustix::fs::fstatfs(probe).map_err(|e| probe.fail("look at the file system of", "", e))?;
+        rustix::fs::fstatfs(probe).map_err(|e| probe.fail("get the file system of", "", e))?;
     // The field's sign and width differ between architectures; the number is 32 bits.
     let fs_magic = statfs.f_type as u64 & 0xffff_ffff;
     let attr =
@@ -424,7 +424,7 @@ impl Trial {
 /// Returns the common name of the file system that holds `path`, by its magic number.
 pub fn fs_name_of(path: &Path) -> Result<String> {
     let statfs =
-        rustix::fs::statfs(path).map_err(|e| Error::new("look at the file system of", path, e))?;
+        rustix::fs::statfs(path).map_err(|e| Error::new("get the file system of", path, e))?;
     Ok(fs_name(statfs.f_type as u64 & 0xffff_ffff))
 }
 

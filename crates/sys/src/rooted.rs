@@ -268,8 +268,7 @@ impl Dir {
     /// [`Dir::stat_self`].
     pub fn stat(&self, name: impl AsRef<OsStr>) -> Result<Stat> {
         let name = self.checked(name.as_ref())?;
-        self.stat_at(name)
-            .map_err(|e| self.fail("look at", name, e))
+        self.stat_at(name).map_err(|e| self.fail("stat", name, e))
     }
 
     /// Returns the attributes of `name`, or `None` if there is no such name.
@@ -278,7 +277,7 @@ impl Dir {
         match self.stat_at(name) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(self.fail("look at", name, e)),
+            Err(e) => Err(self.fail("stat", name, e)),
         }
     }
 
@@ -548,7 +547,7 @@ impl Entries {
         match asked {
             Ok(stat) => Ok(Some(stat.kind)),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(self.fail("look at an entry of", e)),
+            Err(e) => Err(self.fail("stat an entry of", e)),
         }
     }
 

@@ -219,7 +219,7 @@ pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
 pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
     let fd = fd.as_fd();
     let seen = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
-        .map_err(|e| crate::Error::at("look at", fd, "", e))?;
+        .map_err(|e| crate::Error::at("stat", fd, "", e))?;
     let known = seen.stx_mask & StatxFlags::BTIME.bits() != 0;
     Ok(known.then_some(Timespec {
         sec: seen.stx_btime.tv_sec,
@@ -231,5 +231,5 @@ pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
 pub fn stat_fd<Fd: AsFd>(fd: Fd) -> crate::Result<Stat> {
     let fd = fd.as_fd();
     Stat::at(fd, std::path::Path::new(""), AtFlags::EMPTY_PATH)
-        .map_err(|e| crate::Error::at("look at", fd, "", e))
+        .map_err(|e| crate::Error::at("stat", fd, "", e))
 }

@@ -232,8 +232,8 @@ impl Engine {
 }
 
 impl Upper {
-    /// Makes sure a staged file's bytes reach the disk before the name, or the removal of a mark,
-    /// that shows them.
+    /// Makes sure a staged file's bytes are on disk before a new name, or the removal of a mark,
+    /// makes them visible.
     pub fn settle_data(&self, file: impl AsFd) -> vellum_sys::Result<()> {
         match self.options.durability {
             Durability::Full => publish::sync_file(file),
@@ -242,8 +242,8 @@ impl Upper {
         }
     }
 
-    /// Makes sure an inode in its present state, with its marks, reaches the disk before a name
-    /// that shows it, or shows it elsewhere.
+    /// Makes sure an inode in its present state, with its marks, is on disk before a new name makes
+    /// it visible.
     ///
     /// Does nothing where the file system keeps that order. Symbolic links, pipes, sockets and
     /// devices can't be synced, and are left as they are.

@@ -125,7 +125,7 @@ pub enum Error {
         why: String,
     },
     /// The upper or the work directory can't be used.
-    #[error("{path:?} can't be used: {why}")]
+    #[error("{path} can't be used: {why}", path = path.display())]
     BadUpper {
         /// The directory.
         path: PathBuf,

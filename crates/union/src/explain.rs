@@ -135,7 +135,7 @@ fn phrase(answer: &Answer<DirAt, FileAt>) -> String {
         Redirect::FromRoot(path) => format!("at {:?}", Path::new("/").join(path)),
     };
     match answer {
-        Answer::Silent => "nothing".into(),
+        Answer::Silent => "does not exist".into(),
         Answer::Hidden(Whiteout::Device) => "hidden by a whiteout (device 0:0)".into(),
         Answer::Hidden(Whiteout::Xattr) => "hidden by a whiteout (xattr)".into(),
         Answer::Hidden(Whiteout::Name) => "hidden by a whiteout (.wh. file)".into(),

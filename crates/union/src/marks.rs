@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
         let stat = dir.stat(None).and_then(|stat| {
             stat.ok_or_else(|| {
                 vellum_sys::Error::new(
-                    "look at",
+                    "stat",
                     "",
                     std::io::Error::from(std::io::ErrorKind::NotFound),
                 )

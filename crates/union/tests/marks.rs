@@ -456,7 +456,10 @@ fn an_explanation_names_every_layer_that_was_asked() {
         .collect();
     assert_eq!(
         says,
-        [(0, "nothing"), (1, "hidden by a whiteout (device 0:0)")]
+        [
+            (0, "does not exist"),
+            (1, "hidden by a whiteout (device 0:0)")
+        ]
     );
     // A path with a missing parent is explained as far as it exists.
     assert_eq!(

@@ -11,7 +11,7 @@ use vellum_service::names::short;
 use super::{Examples, Group, Outcome, Verb, gc};
 use crate::args::Output;
 use crate::exit_code::{DONE, FAILED};
-use crate::out::stdout;
+use crate::out::{counted, stdout};
 use crate::start::Start;
 
 /// Adopt images from a Docker data root into the store
@@ -86,12 +86,15 @@ fn adopt(ctx: &Context, args: Adopt, quiet: bool) -> Outcome {
         out.line(match image.outcome {
             AdoptedOutcome::Adopted => {
                 format!(
-                    "{name}: adopted, {} of {layers} layers new",
-                    image.new_layers
+                    "{name}: adopted, {} of {} new",
+                    image.new_layers,
+                    counted(layers, "layer")
                 )
             }
-            AdoptedOutcome::Whole => format!("{name}: whole, {layers} layers"),
-            AdoptedOutcome::Planned => format!("{name}: would be adopted, {layers} layers"),
+            AdoptedOutcome::Whole => format!("{name}: whole, {}", counted(layers, "layer")),
+            AdoptedOutcome::Planned => {
+                format!("{name}: would be adopted, {}", counted(layers, "layer"))
+            }
             AdoptedOutcome::Damaged => {
                 format!(
                     "{name}: damaged: {}",

@@ -11,16 +11,16 @@ use crate::exit_code::{DONE, FAILED, Failure};
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Verify that records and trees agree
+/// Verify the store: its database against what is on disk
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Repair what follows from the records: short names, lists of lower layers
+    /// Repair what holds no data: short links, lists of lower layers, record files, modes
     #[arg(long)]
     pub heal: bool,
     /// Read every blob and layer, and compare it with its digest
     #[arg(long)]
     pub deep: bool,
-    /// Rebuild the database from the records next to it; the old one is kept
+    /// Make a new database from the record files in the store; the old one is kept
     #[arg(long, conflicts_with_all = ["heal", "deep"])]
     pub rebuild: bool,
     /// Rebuild without asking
@@ -66,7 +66,7 @@ impl Verb for Check {
                     "problems left: {left}; docs/operations.md says what to do"
                 )),
                 _ => ctx.progress.say(&format!(
-                    "problems found: {left}; `vellum check --heal` repairs what follows from the records"
+                    "problems found: {left}; `vellum check --heal` repairs what holds no data"
                 )),
             }
         }
@@ -76,10 +76,10 @@ impl Verb for Check {
 
 fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
     if !args.force
-        && !out::confirm("rebuild the database from the records next to it? The old one is kept.")
+        && !out::confirm("make a new database from the record files? The old one is kept.")
     {
         return Err(Failure::misused(
-            "--rebuild needs --force when there is no terminal to ask on",
+            "without a terminal to ask on, --rebuild needs --force",
         ));
     }
     let rebuilt = rebuild::rebuild(ctx)?;
@@ -88,8 +88,11 @@ fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
         out.json(&rebuilt)?;
     } else {
         out.line(format!(
-            "{} snapshots, {} images, {} containers, {} volumes",
-            rebuilt.snapshots, rebuilt.images, rebuilt.containers, rebuilt.volumes
+            "{}, {}, {}, {}",
+            out::counted(rebuilt.snapshots, "snapshot"),
+            out::counted(rebuilt.images, "image"),
+            out::counted(rebuilt.containers, "container"),
+            out::counted(rebuilt.volumes, "volume")
         ))?;
         for lost in &rebuilt.lost {
             out.line(format!("lost: {}: {}", lost.what, lost.why))?;
@@ -102,7 +105,7 @@ fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
     }
     if !quiet {
         ctx.progress
-            .say("everything found is kept for you to look at; then `vellum gc --rebuilt` removes what nothing needs");
+            .say("everything found is kept: look at it (`vellum df --verbose`), then let `vellum gc --rebuilt` remove what nothing needs");
     }
     Ok(if rebuilt.lost.is_empty() {
         DONE

@@ -17,7 +17,7 @@ pub struct Commit {
     /// Container to commit
     #[arg(add = complete::containers())]
     pub container: String,
-    /// Name for the new image
+    /// Name for the new image [default: none, only an id]
     pub image: Option<String>,
     /// Change the image's configuration with a Dockerfile instruction: CMD, ENTRYPOINT, ENV,
     /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR

@@ -63,7 +63,7 @@ impl Verb for Explain {
             ))?;
         }
         if let Some(form) = explained.upper_hides_with {
-            out.line(format!("the upper hides names with {form}"))?;
+            out.line(format!("whiteouts in the upper are {form}"))?;
         }
         out.done()?;
         Ok(DONE)

@@ -9,7 +9,7 @@ use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
 use crate::complete;
 use crate::exit_code::DONE;
-use crate::out::stdout;
+use crate::out::{counted, stdout};
 use crate::start::Start;
 
 /// Share the store's images with Podman, Buildah and CRI-O, without copies
@@ -82,9 +82,9 @@ impl Verb for Export {
         if !(quiet || args.output.json) {
             let verb = if request.dry_run { "would be" } else { "are" };
             ctx.progress.say(&format!(
-                "{0} images with {1} layers {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
-                done.images.len(),
-                done.layers,
+                "{0} with {1} {verb} in {2}; podman --storage-opt additionalimagestore={2} reads them",
+                counted(done.images.len(), "image"),
+                counted(done.layers, "layer"),
                 done.dir,
             ));
         }

@@ -20,7 +20,7 @@ pub struct Gc {
     /// Print what would be removed and why, and remove nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
-    /// Also remove what `check --rebuild` found and keeps for you to look at first
+    /// Also remove what `check --rebuild` found and nothing needs
     #[arg(long, conflicts_with = "dry_run")]
     pub rebuilt: bool,
     #[command(flatten)]

@@ -17,7 +17,7 @@ pub struct Import {
     /// Directory, tar (compressed or not), or - for a tar on stdin
     #[arg(value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
-    /// Name for the new image
+    /// Name for the new image [default: none, only an id]
     pub image: Option<String>,
     /// Change the image's configuration with a Dockerfile instruction: CMD, ENTRYPOINT, ENV,
     /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR

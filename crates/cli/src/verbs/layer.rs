@@ -91,7 +91,7 @@ pub struct LayerHow {
     /// need
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub below: Vec<PathBuf>,
-    /// Write only marks that every reader understands; always on
+    /// Accepted without effect: marks are always written so that every reader understands them
     #[arg(long)]
     pub plain: bool,
     /// Work directory of the (top) layer, if that was an upper; needed for files copied up block by

@@ -10,7 +10,7 @@ use vellum_service::{Context, image, names};
 use super::{Examples, Group, Outcome, Verb, gc};
 use crate::args::Output;
 use crate::exit_code::DONE;
-use crate::out::stdout;
+use crate::out::{counted, stdout};
 use crate::start::Start;
 
 /// Load images from an archive or OCI layout
@@ -112,8 +112,11 @@ pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
             let id = names::short(&image.id);
             let (new, present) = (image.new_layers, image.present_layers);
             ctx.progress.say(&match present {
-                0 => format!("image {id}: {new} layers"),
-                _ => format!("image {id}: {new} new layers, {present} already present"),
+                0 => format!("image {id}: {}", counted(new, "layer")),
+                _ => format!(
+                    "image {id}: {}, {present} already present",
+                    counted(new, "new layer")
+                ),
             });
         }
     }

@@ -77,7 +77,8 @@ pub struct NodeInstall {
     /// Add the snapshotter, but leave the kubelet's images and containers where they are
     #[arg(long)]
     pub no_cri: bool,
-    /// Whether Vellum also unpacks and diffs [default: true from configuration version 3 on]
+    /// Whether Vellum also unpacks and diffs layers [default: true if containerd's configuration
+    /// has version 3 or later]
     #[arg(long, value_name = "BOOL")]
     pub differ: Option<bool>,
     /// Replace the configured snapshotter even if it is not containerd's own

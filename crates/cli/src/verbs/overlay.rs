@@ -14,7 +14,7 @@ use crate::start::Start;
 /// Mount a union of directories with Vellum's own engine
 #[derive(Debug, Args)]
 pub struct Overlay {
-    /// Mount point; mount(8) puts a source before it
+    /// Mount point; mount(8) passes a source first, which only the mount table shows
     #[arg(required = true, num_args = 1..=2, value_name = "MERGED", value_hint = ValueHint::DirPath)]
     pub places: Vec<PathBuf>,
     /// Layers and mount options, separated by commas (repeatable)

@@ -9,7 +9,7 @@ use crate::args::registry::Registry;
 use crate::args::{Compression, Output};
 use crate::complete;
 use crate::exit_code::DONE;
-use crate::out::stdout;
+use crate::out::{counted, stdout};
 use crate::start::Start;
 
 /// Send an image to a registry
@@ -53,8 +53,10 @@ impl Verb for Push {
         let pushed = image::push(ctx, &request)?;
         if !quiet && !self.output.json {
             ctx.progress.say(&format!(
-                "pushed {}: {} layers sent, {} already there",
-                pushed.name, pushed.sent_layers, pushed.present_layers
+                "pushed {}: {} sent, {} already there",
+                pushed.name,
+                counted(pushed.sent_layers, "layer"),
+                pushed.present_layers
             ));
         }
         let mut out = stdout();

@@ -49,8 +49,11 @@ impl Verb for Rmi {
             let count = layers.clone().count();
             if !quiet && count > 0 {
                 let freed = layers.filter_map(|g| g.size).map(|size| size.bytes).sum();
-                ctx.progress
-                    .say(&format!("freed {} in {count} layers", out::bytes(freed)));
+                ctx.progress.say(&format!(
+                    "freed {} in {}",
+                    out::bytes(freed),
+                    out::counted(count, "layer")
+                ));
             }
         }
         Ok(code)

@@ -21,7 +21,7 @@ use crate::{complete, exit_code, report};
 /// Run a command in a container
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Create a new container from this image; with --container, the command begins here
+    /// Create a new container from this image; with --container, the command starts here
     #[arg(add = complete::images(), required_unless_present = "container")]
     pub image: Option<String>,
     /// The command and its arguments [default: the image's]

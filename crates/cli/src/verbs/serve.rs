@@ -102,7 +102,7 @@ impl Verb for Serve {
       [proxy_plugins.vellum]
         type = \"snapshot\"
         address = \"/run/vellum/containerd.sock\"
-      [proxy_plugins.vellum-diff]             containerd 2 and late 1.7
+      [proxy_plugins.vellum-diff]             # containerd 2 and late 1.7
         type = \"diff\"
         address = \"/run/vellum/containerd.sock\"
 

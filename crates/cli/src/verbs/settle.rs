@@ -14,7 +14,7 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::{self, stdout};
 use crate::start::Start;
 
-/// Make an upper plain: copy into it the file data that is still in lower layers
+/// Complete an upper: copy into it the file data that is still in lower layers
 #[derive(Debug, Args)]
 pub struct Settle {
     /// Upper directory of a union that is not mounted; or a container, if WORK is not given
@@ -71,8 +71,8 @@ impl Verb for Settle {
         };
         let mut out = stdout();
         out.line(format!(
-            "settled {} files, copied {}",
-            done.done.files,
+            "settled {}, copied {}",
+            out::counted(done.done.files, "file"),
             out::bytes(done.done.bytes)
         ))?;
         out.done()?;

@@ -163,7 +163,7 @@ fn look(target: &Path) -> vellum_sys::Result<Whereabouts> {
 }
 
 fn look_at(fd: &OwnedFd, target: &Path) -> vellum_sys::Result<Whereabouts> {
-    whereabouts(fd).map_err(|e| vellum_sys::Error::new("look at", target, e))
+    whereabouts(fd).map_err(|e| vellum_sys::Error::new("stat", target, e))
 }
 
 fn open(target: &Path) -> vellum_sys::Result<OwnedFd> {

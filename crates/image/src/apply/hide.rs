@@ -34,7 +34,7 @@ impl Applier<'_, '_> {
                     // The layer contains that name itself. A file hides what is below anyway; a
                     // directory must be marked.
                     Err(error) if error.is_exists() => {
-                        let stat = dir.stat(hidden).map_err(self.failed("look at", hidden))?;
+                        let stat = dir.stat(hidden).map_err(self.failed("stat", hidden))?;
                         if !stat.is_dir() {
                             return Ok(());
                         }
@@ -45,10 +45,7 @@ impl Applier<'_, '_> {
                 }
             }
             TargetMarks::Plain | TargetMarks::Whole(_) => {
-                let Some(stat) = dir
-                    .stat_opt(hidden)
-                    .map_err(self.failed("look at", hidden))?
-                else {
+                let Some(stat) = dir.stat_opt(hidden).map_err(self.failed("stat", hidden))? else {
                     return Ok(());
                 };
                 let path = self.stack.path_of(hidden);
@@ -114,7 +111,7 @@ impl Applier<'_, '_> {
                     continue 'dirs;
                 };
                 let mark = xattr::get_fd(&next, prefix.xattr(Mark::Opaque))
-                    .map_err(at("look at", &path))?;
+                    .map_err(at("read the opaque mark of", &path))?;
                 opaque |= mark.as_deref() == Some(Opaque::Opaque.encode());
                 dir = next;
             }
@@ -143,7 +140,7 @@ impl Applier<'_, '_> {
 
     /// Removes from `dir`, which has this path, everything that this layer did not create.
     fn clear_foreign(&mut self, dir: &Dir, path: Vec<u8>) -> Result<()> {
-        let times = dir.stat_self().map_err(at("look at", &path))?.mtime;
+        let times = dir.stat_self().map_err(at("stat", &path))?.mtime;
         for (name, kind) in list(dir, &path)? {
             let mut child = path.clone();
             if !child.is_empty() {
@@ -166,7 +163,7 @@ impl Applier<'_, '_> {
     ///
     /// Recurses as deep as the tree; the limit on depth holds for the names of every layer.
     fn remove(&mut self, dir: &Dir, name: &OsStr, path: Vec<u8>) -> Result<bool> {
-        let stat = dir.stat(name).map_err(at("look at", &path))?;
+        let stat = dir.stat(name).map_err(at("stat", &path))?;
         if stat.is_dir() {
             let inner = dir.open_dir(name).map_err(at("open", &path))?;
             for (child, _) in list(&inner, &path)? {
@@ -230,10 +227,10 @@ pub fn hide_all(
     for path in whiteout_dirs {
         drop_whiteouts(root, path)?;
     }
-    let time = root.stat_self().map_err(at("look at", b"."))?.mtime;
+    let time = root.stat_self().map_err(at("stat", b"."))?.mtime;
     for name in below {
         let failed = |action| at(action, name.as_bytes());
-        match root.stat_opt(&name).map_err(failed("look at"))? {
+        match root.stat_opt(&name).map_err(failed("stat"))? {
             None => root
                 .mknod(&name, FileKind::Char, 0, vellum_format::WHITEOUT_RDEV)
                 .map_err(failed("hide"))?,
@@ -252,9 +249,9 @@ pub fn hide_all(
 }
 
 fn drop_in(dir: &Dir, path: &[u8]) -> Result<()> {
-    let time = dir.stat_self().map_err(at("look at", path))?.mtime;
+    let time = dir.stat_self().map_err(at("stat", path))?.mtime;
     for (name, kind) in list(dir, path)? {
-        if kind == FileKind::Char && is_whiteout(&dir.stat(&name).map_err(at("look at", path))?) {
+        if kind == FileKind::Char && is_whiteout(&dir.stat(&name).map_err(at("stat", path))?) {
             dir.unlink(&name)
                 .map_err(at("remove a whiteout in", path))?;
         }

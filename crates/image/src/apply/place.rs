@@ -96,7 +96,7 @@ impl Applier<'_, '_> {
         self.acl_possible |= entry.xattrs.iter().any(|(attr, _)| attr == DEFAULT_ACL);
         self.stack
             .push(name, dir, self.acl_possible)
-            .map_err(self.failed("look at", name))?;
+            .map_err(self.failed("stat", name))?;
         let frame = self.stack.top_mut();
         frame.mtime = entry.mtime;
         frame.dirty = true;
@@ -307,7 +307,7 @@ impl Applier<'_, '_> {
         let target_dir = elsewhere.as_ref().unwrap_or(&self.stack.top().dir);
         let stat = target_dir
             .stat_opt(last)
-            .map_err(self.failed("look at the target of", name))?
+            .map_err(self.failed("stat the target of", name))?
             .filter(|stat| !is_whiteout(stat))
             .ok_or_else(missing)?;
         // A whole tree also shows what other layers contain.
@@ -325,7 +325,7 @@ impl Applier<'_, '_> {
             .top()
             .dir
             .stat_opt(name)
-            .map_err(self.failed("look at", name))?
+            .map_err(self.failed("stat", name))?
         {
             // It is that very file already, perhaps because the link names itself: removing the
             // name would lose the file.
@@ -463,7 +463,7 @@ impl Applier<'_, '_> {
             .top()
             .dir
             .stat(name)
-            .map_err(self.failed("look at", name))
+            .map_err(self.failed("stat", name))
     }
 
     /// Returns true if a new object in the current directory gets the entry's owner by default.

@@ -82,8 +82,8 @@ pub fn push(
     make_blobs(image, &missing, supply, options, |at, ready| {
         let layer = ready.layer.clone();
         let promised = image.manifest.as_ref().map(|m| &m.layers[at]);
-        let made_anew = promised.is_none_or(|p| p.blob.digest != layer.blob.digest);
-        if made_anew && is_present(&endpoint, &layer.blob.digest, &relatives, &runtime)? {
+        let is_new = promised.is_none_or(|p| p.blob.digest != layer.blob.digest);
+        if is_new && is_present(&endpoint, &layer.blob.digest, &relatives, &runtime)? {
             progress(at, false);
         } else {
             let mut first = Some(ready);

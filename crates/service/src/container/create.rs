@@ -158,7 +158,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
 /// resolved.
 fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     let path = std::fs::canonicalize(dir).map_err(Error::io("find", dir))?;
-    let found = std::fs::metadata(&path).map_err(Error::io("look at", &path))?;
+    let found = std::fs::metadata(&path).map_err(Error::io("stat", &path))?;
     if !found.is_dir() {
         return Err(Error::Invalid {
             what: format!("{} is not a directory", dir.display()),

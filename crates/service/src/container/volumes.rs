@@ -116,7 +116,11 @@ pub fn remove(ctx: &Context, name: &str) -> Result<()> {
         return Err(Error::InUse {
             kind: ObjectKind::Volume,
             name: name.to_owned(),
-            by: format!("container {}", found.containers.join(", ")),
+            by: format!(
+                "container{} {}",
+                if found.containers.len() == 1 { "" } else { "s" },
+                found.containers.join(", ")
+            ),
             hint: "remove the container first".into(),
         });
     }

@@ -82,7 +82,7 @@ fn apply(configuration: &mut Value, change: &str) -> Result<(), String> {
             };
             config.insert("WorkingDir".into(), directory.into());
         }
-        _ => return Err("there is no such instruction".to_owned()),
+        _ => return Err("it is not an instruction that a commit knows".to_owned()),
     }
     Ok(())
 }

@@ -181,7 +181,7 @@ pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
     let speaker = layers
         .iter()
         .rev()
-        .find(|said| said.says != "nothing")
+        .find(|said| said.says != "does not exist")
         .map(|said| said.layer);
     for (number, layer) in union.layers().iter().enumerate() {
         if layers.iter().any(|said| said.layer == number) || explanation.path.as_os_str().is_empty()
@@ -206,7 +206,7 @@ pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
     layers.sort_by_key(|said| said.layer);
     let (outcome, node) = match explanation.outcome {
         Ok(Some(node)) => (format!("a {}", kind_name(node.kind())), Some(node)),
-        Ok(None) => ("nothing".to_owned(), None),
+        Ok(None) => ("does not exist".to_owned(), None),
         Err(error) => (format!("an error: {error}"), None),
     };
     let data_from = match &node {
@@ -214,7 +214,7 @@ pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
         // The lowest layer that takes part has a file's data.
         Some(node) if node.kind() == FileKind::File => layers
             .iter()
-            .rfind(|said| said.counts && said.says != "nothing")
+            .rfind(|said| said.counts && said.says != "does not exist")
             .map(|said| said.name.clone())
             .into_iter()
             .collect(),

@@ -70,7 +70,7 @@ pub(crate) fn settle_foreign(
     let failed = |error: Error| match error {
         Error::Sys(error) => StoreError::Sys(error),
         other => StoreError::Io {
-            op: "settle on its parents",
+            op: "apply its parents' attributes to",
             path: root.to_owned(),
             source: io::Error::other(other),
         },

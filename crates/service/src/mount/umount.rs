@@ -82,8 +82,9 @@ fn in_use(place: &Path, name: &str) -> Error {
         kind: ObjectKind::Container,
         name: name.to_owned(),
         by: shown::users(place).unwrap_or_else(|| format!("a process uses {}", place.display())),
-        hint: "stop them, or use --force: the mount is hidden now and ends with its last user"
-            .into(),
+        hint:
+            "stop it, or use --force: this detaches the mount now, and it ends with its last user"
+                .into(),
     }
 }
 

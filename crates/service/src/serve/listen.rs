@@ -89,7 +89,7 @@ fn make_room(path: &Path) -> Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed("look at", path)(e)),
+        Err(e) => return Err(failed("stat", path)(e)),
     };
     if !found.file_type().is_socket() {
         return Err(Error::Invalid {

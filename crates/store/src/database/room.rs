@@ -57,7 +57,7 @@ impl Database {
     pub(super) fn grow_journal(&self, connection: &Connection) {
         let grown = (|| -> Result<()> {
             let journal = journal_of(&self.path);
-            let database = fs::metadata(&self.path).on("look at", &self.path)?.len();
+            let database = fs::metadata(&self.path).on("stat", &self.path)?.len();
             let has = fs::symlink_metadata(&journal).map_or(0, |facts| facts.len());
             // A record of the journal is a page and eight bytes.
             let needs = (database + database / 256)
@@ -152,7 +152,7 @@ fn append_zeros(path: &Path, length_bytes: u64) -> Result<()> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .on("open", path)?;
-    let begin = file.metadata().on("look at", path)?.len();
+    let begin = file.metadata().on("stat", path)?.len();
     let grow = || -> std::io::Result<()> {
         let mut at = begin;
         while at < length_bytes {

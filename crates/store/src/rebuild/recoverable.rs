@@ -155,7 +155,7 @@ fn is_absurd(path: &Path) -> Result<bool> {
     let Some(found) = plain::stat(path).map_err(layout::damaged)? else {
         return Ok(false);
     };
-    let facts = rustix::fs::statfs(path.parent().unwrap_or(path)).on("look at", path)?;
+    let facts = rustix::fs::statfs(path.parent().unwrap_or(path)).on("stat", path)?;
     let whole = facts.f_blocks.saturating_mul(facts.f_bsize as u64);
     Ok(found.is_file() && found.size_bytes > whole)
 }

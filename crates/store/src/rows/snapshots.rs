@@ -406,7 +406,7 @@ pub(crate) fn trees(tx: &Transaction<'_>) -> Result<Vec<TreeId>> {
 /// Returns the parents of all snapshots, surveyed.
 pub(crate) fn parents(tx: &Transaction<'_>) -> Result<Parents> {
     let sql = "SELECT id, parent, key FROM snapshots";
-    let rows = list(tx, "look at parents", sql, [], |row| {
+    let rows = list(tx, "read the parents", sql, [], |row| {
         let key: Vec<u8> = row.get(2)?;
         Ok((row.get(0)?, row.get(1)?, SnapshotKey::new(key)))
     })?;

@@ -15,7 +15,7 @@ pub(super) fn read() -> Result<Table> {
 
 /// Returns the mount that `fd` lies on; `None` if it is not in the table.
 pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Option<Mount>> {
-    let seen = crate::stat::whereabouts(fd).map_err(|e| Error::at("look at", fd, "", e))?;
+    let seen = crate::stat::whereabouts(fd).map_err(|e| Error::at("stat", fd, "", e))?;
     Ok(read()?.by_id(seen.mnt_id).cloned())
 }
 

@@ -192,11 +192,7 @@ impl Action<'_> {
         let done = self.copy(&copying);
         taken.result(&done, || match self.unmoved(node).placed().at()? {
             Some(at) => at.stat(),
-            None => Err(vellum_sys::Error::new(
-                "look at",
-                "",
-                rustix::io::Errno::NOENT,
-            )),
+            None => Err(vellum_sys::Error::new("stat", "", rustix::io::Errno::NOENT)),
         });
         drop(node_gate);
         done.map(|()| true)
