@@ -18,7 +18,7 @@ DEMO_FEATURES := $(if $(IMAGE),$(if $(wildcard $(IMAGE)),,--features registry))
 BENCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-slow bench lint install install-files uninstall deb clean
+.PHONY: help setup build demo test test-slow bench lint pictures install install-files uninstall deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,13 @@ bench: ## Compare with dockerd, podman, skopeo, umoci and tar; writes bench/RESU
 	@bench/bench.py --vellum $(TARGET)/release/vellum $(BENCH)
 
 lint: ## Format, clippy and documents only
-	@scripts/setup.sh build
+	@scripts/setup.sh build docs
 	@scripts/test.sh fmt clippy docs
+
+pictures: ## Draw docs/pictures again: overview, bench, and a recording of the demo
+	@scripts/setup.sh build demo
+	$(CARGO) build --release --locked --package vellum-cli
+	@VELLUM=$(TARGET)/release/vellum scripts/pictures.py overview bench demo
 
 install: build install-files ## Install the command, man pages, completions and systemd units under PREFIX
 

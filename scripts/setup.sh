@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing on a fresh Debian 12 with rustup, and nothing else.
 #
-#   scripts/setup.sh GROUP...     groups: build, deb, demo, test, slow, bench
+#   scripts/setup.sh GROUP...     groups: build, deb, demo, docs, test, slow, bench
 #
 # Installed packages are left alone. If none is missing, neither the network nor root is
 # needed. No package may leave a daemon running: while apt works, a policy-rc.d
@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 packages_build="gcc libc6-dev make ca-certificates"
 packages_deb="binutils dpkg-dev"
 packages_demo="python3 runc uidmap acl attr"
+packages_docs="python3"
 packages_test="git curl iproute2 binutils dpkg-dev openssl libarchive-tools libcap2-bin python3 python3-yaml
   runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci

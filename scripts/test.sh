@@ -23,7 +23,8 @@ stage_fmt() { cargo fmt --all --check; }
 stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 stage_docs() {
   RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
-    cargo run --quiet --locked --package vellum-xtask -- check-docs
+    cargo run --quiet --locked --package vellum-xtask -- check-docs &&
+    scripts/pictures.py --check
 }
 # The mount program alone builds without database, gRPC and TLS; the command without servers and
 # registries builds without gRPC, HTTP and TLS.
