@@ -402,7 +402,10 @@ fn metrics_health_and_logs_show_what_the_server_does() {
     }
     server.end();
     let log = server.log();
-    let first = log.lines().find(|line| line.contains("\"serving\"")).unwrap();
+    let first = log
+        .lines()
+        .find(|line| line.contains("\"serving\""))
+        .unwrap();
     let line: serde_json::Value = serde_json::from_str(first).unwrap();
     assert_eq!(line["message"], "serving");
     assert_eq!(line["socket"], server.socket().to_str().unwrap());

@@ -344,7 +344,7 @@ fn registry_hint(error: &vellum_image::registry::RegistryError) -> Option<String
             "check the name; if it is right, DNS fails on this machine, or a proxy is needed (HTTPS_PROXY)"
                 .into(),
         ),
-        RegistryError::Unreachable { registry, .. } => Some(format!(
+        RegistryError::Unreachable { .. } => Some(format!(
             "check that a registry runs there; if it speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,
