@@ -344,9 +344,10 @@ fn registry_hint(error: &vellum_image::registry::RegistryError) -> Option<String
             "check the name; if it is right, DNS fails on this machine, or a proxy is needed (HTTPS_PROXY)"
                 .into(),
         ),
-        RegistryError::Unreachable { .. } => Some(format!(
+        RegistryError::Unreachable { .. } => Some(
             "check that a registry runs there; if it speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
-        )),
+                .into(),
+        ),
         _ => None,
     }
 }
