@@ -357,7 +357,7 @@ def contenders(section, what):
     lines = {row[1]: row for row in rows if row[0] == what}
     own = lines.pop("vellum", None)
     if own is None:
-        section.fail(f'there is not a row "{what}" of vellum')
+        section.fail(f'there is no row "{what}" of vellum')
     others = [(name, section.figure(row[3], what)) for name, row in lines.items() if row[3]]
     if not others:
         section.fail(f'"{what}" has no ratio of another program')
