@@ -277,7 +277,7 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
 const DENIED: &str = "this needs root; a plain user's own store is in ~/.local/share/vellum";
 
 /// Tells whether a full disk is among the error's causes.
-fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
     comes_from(error, std::io::ErrorKind::StorageFull)
 }
 
