@@ -53,7 +53,7 @@ use crate::error::{Error, Result};
 use crate::limits::{Limits, check};
 use crate::recipe::RecipeWriter;
 use crate::stream::LayerStream;
-use crate::tar::{Ending, Entry, EntryKind, TarReader};
+use crate::tar::{Ending, Entry, EntryKind, TarReader, TarSource};
 use attributes::Rules;
 use names::Meaning;
 use stack::Stack;
@@ -74,29 +74,48 @@ pub fn apply(
     cancel: &Cancel,
 ) -> Result<Applied> {
     let mut reader = TarReader::new(stream, limits);
-    let mut applier = Applier::new(target, recipe, limits)?;
-    while let Some(entry) = reader.next_entry()? {
-        if cancel.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        applier.take_raw(reader.raw())?;
-        applier.entry(&entry, &mut reader)?;
-        debug_assert!(
-            reader.payload()?.is_empty(),
-            "content belongs to the recipe"
-        );
-    }
-    applier.take_raw(reader.raw())?;
-    while reader.trailer()?.is_some() {
-        applier.take_raw(reader.raw())?;
-    }
-    let (mut applied, recipe) = applier.finish(reader.entries())?;
-    applied.ending = reader.ending().unwrap_or(applied.ending);
+    let applier = Applier::new(target, recipe, limits)?;
+    let (mut applied, applier) = applier.run(&mut reader, cancel)?;
     applied.blob = reader.into_source().finish()?;
-    if let Some(recipe) = recipe {
+    if let Some(recipe) = applier.recipe {
         recipe.finish(applied.blob.tar_bytes, &applied.blob.diff_id)?;
     }
     Ok(applied)
+}
+
+/// Applies the layer in `source` to `target` as [`apply`] does, except that files get their size
+/// and no content: what the tree must look like, for the price of its inodes.
+///
+/// `blob` of the result is meaningless: the caller knows what it passed.
+pub(crate) fn outline(
+    source: impl TarSource,
+    target: &ApplyTarget,
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<Outline> {
+    let mut reader = TarReader::new(source, limits);
+    let mut applier = Applier::new(target, None, limits)?;
+    applier.outlined = Some(Outlined::default());
+    let (applied, applier) = applier.run(&mut reader, cancel)?;
+    Ok(Outline {
+        applied,
+        files: applier.outlined.unwrap_or_default().files,
+    })
+}
+
+/// The result of [`outline`].
+pub(crate) struct Outline {
+    pub applied: Applied,
+    /// The inodes of the regular files that the layer made, each with the ordinal of its content in
+    /// the recipe; `None` for empty ones.
+    pub files: HashMap<u64, Option<u32>>,
+}
+
+#[derive(Default)]
+struct Outlined {
+    files: HashMap<u64, Option<u32>>,
+    /// How many files with content came so far: they are counted as in the recipe.
+    payloads: u32,
 }
 
 struct Applier<'a, 'w> {
@@ -126,6 +145,8 @@ struct Applier<'a, 'w> {
     skipped: u64,
     newest: Option<Timespec>,
     writeback: Writeback,
+    /// Set if files get no content; see [`outline`].
+    outlined: Option<Outlined>,
 }
 
 impl<'a, 'w> Applier<'a, 'w> {
@@ -174,7 +195,34 @@ impl<'a, 'w> Applier<'a, 'w> {
             skipped: 0,
             newest: None,
             writeback: Writeback::default(),
+            outlined: None,
         })
+    }
+
+    /// Applies the whole archive.
+    fn run<S: TarSource>(
+        mut self,
+        reader: &mut TarReader<S>,
+        cancel: &Cancel,
+    ) -> Result<(Applied, Self)> {
+        while let Some(entry) = reader.next_entry()? {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.take_raw(reader.raw())?;
+            self.entry(&entry, reader)?;
+            debug_assert!(
+                reader.payload()?.is_empty(),
+                "content belongs to the recipe"
+            );
+        }
+        self.take_raw(reader.raw())?;
+        while reader.trailer()?.is_some() {
+            self.take_raw(reader.raw())?;
+        }
+        let mut applied = self.finish(reader.entries())?;
+        applied.ending = reader.ending().unwrap_or(applied.ending);
+        Ok((applied, self))
     }
 
     fn take_raw(&mut self, raw: &mut Vec<u8>) -> Result<()> {
@@ -185,7 +233,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         Ok(())
     }
 
-    fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
+    fn entry<S: TarSource>(&mut self, entry: &Entry, reader: &mut TarReader<S>) -> Result<()> {
         if let EntryKind::Other(kind) = entry.kind
             && !self.is_mark(entry)
         {
@@ -245,7 +293,7 @@ impl<'a, 'w> Applier<'a, 'w> {
     }
 
     /// Content that is not written to the tree goes into the recipe unchanged.
-    fn pass_over(&mut self, reader: &mut TarReader<LayerStream>) -> Result<()> {
+    fn pass_over<S: TarSource>(&mut self, reader: &mut TarReader<S>) -> Result<()> {
         loop {
             let piece = reader.payload()?;
             let n = piece.len();
@@ -414,7 +462,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         }
     }
 
-    fn finish(mut self, entries: u64) -> Result<(Applied, Option<RecipeWriter<'w>>)> {
+    fn finish(&mut self, entries: u64) -> Result<Applied> {
         self.leave_to(0)?;
         if self.plnk {
             self.clear(OsStr::new(names::PLNK))?;
@@ -427,8 +475,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         let root = self.stack.root().dup().map_err(failed)?;
         let whiteout_dirs = self.needed_whiteouts(&root)?;
         self.stack.finish().map_err(failed)?;
-        let mut implied_dirs: Vec<PathBuf> = self
-            .implied
+        let mut implied_dirs: Vec<PathBuf> = std::mem::take(&mut self.implied)
             .into_iter()
             .map(|path| PathBuf::from(OsString::from_vec(path)))
             .collect();
@@ -448,12 +495,12 @@ impl<'a, 'w> Applier<'a, 'w> {
             whiteout_dirs,
             skipped: self.skipped,
             recorded: self.rules.recorded,
-            left_out: self.rules.left_out,
+            left_out: std::mem::take(&mut self.rules.left_out),
             ending: Ending::Unmarked,
             root_opaque: self.root_opaque,
             newest: self.newest,
         };
-        Ok((applied, self.recipe))
+        Ok(applied)
     }
 }
 

@@ -161,6 +161,18 @@ pub enum Error {
         why: String,
     },
 
+    /// Something in a layer's tree can't be read.
+    #[error("cannot {action} '{path}' in the layer's tree", path = path.display())]
+    Verify {
+        /// What was tried.
+        action: &'static str,
+        /// On what, relative to the tree.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+
     /// The layer's tree is no longer the one that the recipe was written for.
     #[error("'{path}' in the layer's tree has changed since the layer was applied: {why}", path = path.display())]
     TreeChanged {

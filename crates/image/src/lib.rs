@@ -8,6 +8,7 @@
 //! | what does a layer's tar do to a tree | `apply.rs` |
 //! | what do a tar's headers say | `tar/reader.rs` |
 //! | how is a layer written again byte for byte | `recipe.rs` |
+//! | is a tree what its layer's tar says | `verify.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
 //! | what are the records of Podman's stores | `containers_storage.rs` |
 //! | how do Docker and Podman keep what a tree can't say about its tar | `tar_split.rs` |
@@ -45,6 +46,7 @@ pub mod source;
 pub mod stream;
 pub mod tar;
 pub mod tar_split;
+pub mod verify;
 pub mod writer;
 
 pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks, apply};

@@ -25,7 +25,7 @@
 mod read;
 mod write;
 
-pub use read::{Replayed, replay, verify};
+pub use read::{Content, Replayed, Survey, replay, survey, verify};
 pub use write::RecipeWriter;
 
 /// "VLMRCP", a zero, and the version. A reader refuses every other version.

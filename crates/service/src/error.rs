@@ -277,7 +277,7 @@ const DENIED: &str =
     "you lack a permission that root has; a plain user's own store is in ~/.local/share/vellum";
 
 /// Tells whether a full disk is among the error's causes.
-fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
     comes_from(error, std::io::ErrorKind::StorageFull)
 }
 

@@ -41,7 +41,7 @@ pub use adopt::{
 };
 pub use change::apply_changes;
 pub use commit::{CommitRequest, commit, tar as changes_tar};
-pub(crate) use fill::fill_on;
+pub(crate) use fill::{fill_on, target};
 pub use history::{HistoryEntry, history};
 pub use import::{ImportRequest, ImportSource, import};
 pub use inspect::inspect_image;

@@ -99,15 +99,19 @@ fn open(
 
 /// Opens a directory as a layer, as a mount would see it: without the mounts somewhere inside.
 fn layer(path: &Path, dialect: Dialect, maps: Option<BlockMaps>) -> Result<Arc<dyn Layer>> {
-    let dir = Dir::open(path)?;
-    let dir = match vellum_sys::mount::without_submounts(&dir) {
-        Ok(alone) => alone,
-        // A process that may not mount has no mounts of ours inside either.
-        Err(e) if e.is_denied() || e.is_unsupported() => dir,
-        Err(e) => return Err(e.into()),
-    };
-    let layer = DirLayer::new(dir, path.display().to_string(), dialect);
+    let layer = DirLayer::new(alone(path)?, path.display().to_string(), dialect);
     Ok(Arc::new(layer.with_block_maps(maps.map(Arc::new))))
+}
+
+/// Opens a directory without the mounts somewhere inside.
+pub(crate) fn alone(path: &Path) -> Result<Dir> {
+    let dir = Dir::open(path)?;
+    match vellum_sys::mount::without_submounts(&dir) {
+        Ok(alone) => Ok(alone),
+        // A process that may not mount has no mounts of ours inside either.
+        Err(e) if e.is_denied() || e.is_unsupported() => Ok(dir),
+        Err(e) => Err(e.into()),
+    }
 }
 
 fn dialect(process: Process, engine: bool) -> Dialect {

@@ -195,6 +195,11 @@ impl Store {
         self.stage_on(kind, parents)
     }
 
+    /// Stages an empty layer without a parent, in any driver, whatever the store's default is.
+    pub fn stage_base(&self, driver: DriverKind) -> Result<StagedLayer> {
+        self.stage_on(driver, Vec::new())
+    }
+
     fn stage_on(&self, kind: DriverKind, parents: Vec<TreeRef>) -> Result<StagedLayer> {
         let driver = driver::driver(kind);
         self.ensure_home(kind)?;

@@ -1,14 +1,18 @@
 //! `check`: compares records and trees. The exit code is 1 if a problem was found and not repaired.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use vellum_service::Context;
-use vellum_service::store::check as checks;
+use vellum_service::store::check::{self as checks, CheckRequest, Unverified};
 use vellum_service::store::rebuild;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
+use crate::complete;
 use crate::exit_code::{DONE, FAILED, Failure};
 use crate::out::{self, stdout};
+use crate::report;
 use crate::start::Start;
 
 /// Verify the store: its database against what is on disk
@@ -17,11 +21,17 @@ pub struct Check {
     /// Repair what holds no data: short links, lists of lower layers, record files, modes
     #[arg(long)]
     pub heal: bool,
-    /// Read every blob and layer, and compare it with its digest
+    /// Read every blob and layer, and compare it with its digest; includes --trees
     #[arg(long)]
     pub deep: bool,
+    /// Compare everything in the trees of layers with what their images say
+    #[arg(long)]
+    pub trees: bool,
+    /// Verify only the trees of this image's layers
+    #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "trees", conflicts_with_all = ["heal", "deep"])]
+    pub image: Option<String>,
     /// Make a new database from the record files in the store; the old one is kept
-    #[arg(long, conflicts_with_all = ["heal", "deep"])]
+    #[arg(long, conflicts_with_all = ["heal", "deep", "trees"])]
     pub rebuild: bool,
     /// Rebuild without asking
     #[arg(long, short, requires = "rebuild")]
@@ -37,6 +47,8 @@ impl Verb for Check {
         "",
         "  vellum check
   vellum check --heal --deep
+  vellum check --trees                    is every file as its image says?
+  vellum check --trees --image debian:12
   vellum check --rebuild                  when the database is lost",
     )];
 
@@ -46,24 +58,43 @@ impl Verb for Check {
         if self.rebuild {
             return rebuild(ctx, &self, quiet);
         }
-        let wrong = checks::check(ctx, self.heal, self.deep)?;
+        let checked = checks::check(
+            ctx,
+            &CheckRequest {
+                heal: self.heal,
+                deep: self.deep,
+                trees: self.trees,
+                image: self.image.clone(),
+            },
+        )?;
+        let wrong = &checked.wrong;
         let mut out = stdout();
         if self.output.json {
-            out.json(&wrong)?;
+            out.json(wrong)?;
         } else {
-            for item in &wrong {
+            for item in wrong {
                 let healed = if item.healed { " (repaired)" } else { "" };
                 out.line(format!("{}: {}{healed}", item.what, item.why))?;
             }
         }
         out.done()?;
         let left = wrong.iter().filter(|w| !w.healed).count();
+        // A part of the result, so --quiet does not hide it.
+        for line in unverified(&checked.unverified) {
+            report::line(&format!("warning: {line}"));
+        }
         if !quiet {
+            if let Some(verified) = checked.verified {
+                ctx.progress.say(&format!("layers verified: {verified}"));
+            }
             match (wrong.len(), left) {
                 (0, _) => ctx.progress.say("no problems found"),
                 (_, 0) => ctx.progress.say("all problems were repaired"),
                 _ if self.heal => ctx.progress.say(&format!(
                     "problems left: {left}; docs/operations.md says what to do"
+                )),
+                _ if wrong.iter().all(|w| w.in_tree.is_some()) => ctx.progress.say(&format!(
+                    "problems found: {left}; docs/operations.md says what to do about damaged layers"
                 )),
                 _ => ctx.progress.say(&format!(
                     "problems found: {left}; `vellum check --heal` repairs what holds no data"
@@ -72,6 +103,27 @@ impl Verb for Check {
         }
         Ok(if left == 0 { DONE } else { FAILED })
     }
+}
+
+/// Says which layers were not verified, and why.
+fn unverified(layers: &[Unverified]) -> Vec<String> {
+    const NAMED: usize = 5;
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for layer in layers {
+        by_reason.entry(&layer.why).or_default().push(&layer.layer);
+    }
+    let line = |(why, layers): (&str, Vec<&str>)| {
+        let named = layers[..layers.len().min(NAMED)].join(", ");
+        let more = match layers.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "layers not verified: {} ({why}): {named}{more}",
+            layers.len()
+        )
+    };
+    by_reason.into_iter().map(line).collect()
 }
 
 fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {

@@ -19,16 +19,15 @@ use vellum_sys::{Dir, FileKind, Stat, publish, rooted};
 use super::attributes::{DEFAULT_ACL, Object, Situation};
 use super::{Applier, MAX_LINKS, Privilege, is_whiteout, names};
 use crate::error::{Error, Result};
-use crate::stream::LayerStream;
-use crate::tar::{Entry, EntryKind, TarReader};
+use crate::tar::{Entry, EntryKind, TarReader, TarSource};
 
 impl Applier<'_, '_> {
     /// Creates the object `name` in the current directory.
-    pub(super) fn place(
+    pub(super) fn place<S: TarSource>(
         &mut self,
         name: &OsStr,
         entry: &Entry,
-        reader: &mut TarReader<LayerStream>,
+        reader: &mut TarReader<S>,
     ) -> Result<()> {
         match entry.kind {
             EntryKind::Directory => self.directory(name, entry),
@@ -139,11 +138,11 @@ impl Applier<'_, '_> {
         Ok(())
     }
 
-    fn file(
+    fn file<S: TarSource>(
         &mut self,
         name: &OsStr,
         entry: &Entry,
-        reader: &mut TarReader<LayerStream>,
+        reader: &mut TarReader<S>,
     ) -> Result<()> {
         let create_mode = self.create_mode(entry);
         let donor = self.donor_of(entry);
@@ -158,6 +157,7 @@ impl Applier<'_, '_> {
             None => Ok(false),
         };
         let (crc, refused) = match shared {
+            _ if self.outlined.is_some() => self.outline_content(&file, entry, reader)?,
             Ok(true) => compare_content(&file, reader)?,
             Ok(false) => write_content(&file, entry, reader)?,
             Err(error) => (0, Some(error)),
@@ -187,10 +187,34 @@ impl Applier<'_, '_> {
             _ => None,
         };
         self.note(name, payload);
-        if entry.size_bytes < WRITEBACK_BYTES {
+        if self.outlined.is_none() && entry.size_bytes < WRITEBACK_BYTES {
             self.writeback.take(file, entry.size_bytes);
         }
         Ok(())
+    }
+
+    /// Gives a file its size, and passes over its content. Returns the same as [`write_content`].
+    fn outline_content<S: TarSource>(
+        &mut self,
+        file: &File,
+        entry: &Entry,
+        reader: &mut TarReader<S>,
+    ) -> Result<(u32, Option<std::io::Error>)> {
+        self.pass_over(reader)?;
+        if let Err(error) = file.set_len(entry.size_bytes) {
+            return Ok((0, Some(error)));
+        }
+        let inode = match stat_fd(file) {
+            Ok(stat) => stat.ino,
+            Err(error) => return Ok((0, Some(error.source))),
+        };
+        if let Some(outlined) = &mut self.outlined {
+            let has_content = entry.payload_bytes > 0;
+            let ordinal = has_content.then_some(outlined.payloads);
+            outlined.payloads += u32::from(has_content);
+            outlined.files.insert(inode, ordinal);
+        }
+        Ok((0, None))
     }
 
     /// Returns the file that may have the entry's content already, if there is one of its size and
@@ -492,10 +516,10 @@ fn create(dir: &Dir, name: &OsStr, mode: u32, access: OFlags) -> vellum_sys::Res
 
 /// Writes an entry's content where it belongs. Returns its checksum, and the file system's error if
 /// it refused.
-fn write_content(
+fn write_content<S: TarSource>(
     mut file: &File,
     entry: &Entry,
-    reader: &mut TarReader<LayerStream>,
+    reader: &mut TarReader<S>,
 ) -> Result<(u32, Option<std::io::Error>)> {
     let mut crc = Crc::new();
     let Some(ranges) = &entry.ranges else {
@@ -556,9 +580,9 @@ const SHARE_FROM_BYTES: u64 = 16 << 10;
 
 /// Reads an entry's content and compares it with what `file` got from the donor; what differs is
 /// written. Returns the same as [`write_content`].
-fn compare_content(
+fn compare_content<S: TarSource>(
     file: &File,
-    reader: &mut TarReader<LayerStream>,
+    reader: &mut TarReader<S>,
 ) -> Result<(u32, Option<std::io::Error>)> {
     let mut crc = Crc::new();
     let mut offset = 0;

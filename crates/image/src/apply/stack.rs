@@ -142,8 +142,8 @@ impl Stack {
         Ok(())
     }
 
-    /// Leaves every directory, including the root.
-    pub fn finish(mut self) -> vellum_sys::Result<()> {
+    /// Leaves every directory, and restores the root's times too.
+    pub fn finish(&mut self) -> vellum_sys::Result<()> {
         self.pop_to(0)?;
         let root = self.top();
         match root.dirty {

@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flate2::Crc;
 use vellum_format::Digest;
 use vellum_sys::{Cancel, Dir};
 
+use super::write::next_data;
 use super::{END, FILE, KEPT, MAGIC, PIECE_BYTES, RAW, SPARSE};
 use crate::error::{Error, Result};
 use crate::hash::HashWrite;
@@ -37,12 +38,78 @@ pub fn replay(
     out: &mut dyn Write,
     cancel: &Cancel,
 ) -> Result<Replayed> {
+    let written = write_again(recipe, tree, out, cancel, None)?;
+    match written.found {
+        None => Ok(written.expected),
+        Some(found) => Err(Error::DigestMismatch {
+            what: "the layer written from its tree".into(),
+            expected: written.expected.diff_id,
+            found,
+        }),
+    }
+}
+
+/// What [`survey`] learned about a tree.
+pub struct Survey {
+    /// What the recipe says about the tar.
+    pub expected: Replayed,
+    /// The digest of what was written, if it is another one.
+    pub found: Option<Digest>,
+    /// The content of each file that the recipe names, by ordinal.
+    pub contents: Vec<Content>,
+    /// The files whose content is not what the recipe says, each with the reason.
+    pub changed: Vec<(PathBuf, String)>,
+}
+
+/// Like [`replay`], but goes on where content is missing or differs, with zeros in its place: every
+/// header is as in the original layer, and everything that differs is in the result.
+///
+/// Also reads what [`replay`] doesn't need: the holes of sparse files, which must be empty. Errors:
+/// `BadRecipe`, `Read`, `Write`, `Cancelled`.
+pub fn survey(
+    recipe: &mut (impl Read + Seek),
+    tree: &Dir,
+    out: &mut dyn Write,
+    cancel: &Cancel,
+) -> Result<Survey> {
+    let mut notes = Notes::default();
+    let written = write_again(recipe, tree, out, cancel, Some(&mut notes))?;
+    Ok(Survey {
+        expected: written.expected,
+        found: written.found,
+        contents: notes.contents,
+        changed: notes.changed,
+    })
+}
+
+#[derive(Default)]
+struct Notes {
+    contents: Vec<Content>,
+    changed: Vec<(PathBuf, String)>,
+}
+
+struct Written {
+    expected: Replayed,
+    /// The digest of what was written, if it is another one.
+    found: Option<Digest>,
+}
+
+/// Writes the tar again. With `notes`, what is wrong with the tree is noted there and replaced by
+/// zeros; without, it is an error.
+fn write_again(
+    recipe: &mut (impl Read + Seek),
+    tree: &Dir,
+    out: &mut dyn Write,
+    cancel: &Cancel,
+    mut notes: Option<&mut Notes>,
+) -> Result<Written> {
     let kept = Kept::collect(recipe)?;
     let mut segments = Segments::open(recipe)?;
     let mut copy = Copy {
         tree,
         out: HashWrite::new(out),
         buf: vec![0; 128 * 1024],
+        holes: notes.is_some(),
     };
     let mut payloads = 0u32;
     loop {
@@ -51,17 +118,23 @@ pub fn replay(
         }
         match segments.next()? {
             Segment::Raw(bytes) => copy.out.write_all(&bytes).map_err(Error::Write)?,
-            Segment::Payload { path, pieces, crc } => {
-                match kept.files.get(&payloads) {
-                    None => copy.copy_from_tree(&path, &pieces, crc, cancel)?,
-                    Some(base) => copy.copy_from_file(
-                        &kept.spool,
-                        *base,
-                        &path,
-                        &pieces.ranges(),
-                        crc,
-                        cancel,
-                    )?,
+            Segment::Payload { path, mut content } => {
+                content.kept = kept.files.contains_key(&payloads);
+                let begin = copy.out.bytes();
+                let copied = match kept.files.get(&payloads) {
+                    None => copy.copy_from_tree(&path, &content, cancel),
+                    Some(base) => copy.copy_from_file(&kept.spool, *base, &path, &content, cancel),
+                };
+                match (copied, &mut notes) {
+                    (Err(Error::TreeChanged { path, why }), Some(notes)) => {
+                        notes.changed.push((path, why));
+                        let done = copy.out.bytes() - begin;
+                        copy.zeros(content.pieces.length().saturating_sub(done), cancel)?;
+                    }
+                    (copied, _) => copied?,
+                }
+                if let Some(notes) = &mut notes {
+                    notes.contents.push(content);
                 }
                 payloads += 1;
             }
@@ -72,14 +145,11 @@ pub fn replay(
                 let found_bytes = copy.out.bytes();
                 let (out, found) = copy.out.finish();
                 out.flush().map_err(Error::Write)?;
-                if found != diff_id || found_bytes != tar_bytes {
-                    return Err(Error::DigestMismatch {
-                        what: "the layer written from its tree".into(),
-                        expected: diff_id,
-                        found,
-                    });
-                }
-                return Ok(Replayed { diff_id, tar_bytes });
+                let same = found == diff_id && found_bytes == tar_bytes;
+                return Ok(Written {
+                    expected: Replayed { diff_id, tar_bytes },
+                    found: (!same).then_some(found),
+                });
             }
         }
     }
@@ -179,16 +249,12 @@ struct Copy<'a> {
     tree: &'a Dir,
     out: HashWrite<&'a mut dyn Write>,
     buf: Vec<u8>,
+    /// Whether holes are read too.
+    holes: bool,
 }
 
 impl Copy<'_> {
-    fn copy_from_tree(
-        &mut self,
-        path: &[u8],
-        pieces: &Pieces,
-        crc: u32,
-        cancel: &Cancel,
-    ) -> Result<()> {
+    fn copy_from_tree(&mut self, path: &[u8], content: &Content, cancel: &Cancel) -> Result<()> {
         let name = Path::new(OsStr::from_bytes(path));
         let changed = |why: String| Error::TreeChanged {
             path: name.to_owned(),
@@ -198,16 +264,22 @@ impl Copy<'_> {
             .tree
             .open_file(name)
             .map_err(|error| changed(error.to_string()))?;
-        if let Pieces::Whole(length) = pieces {
+        if let Pieces::Whole(length) = content.pieces {
             let size = file
                 .metadata()
                 .map_err(|error| changed(error.to_string()))?
                 .len();
-            if size != *length {
+            if size != length {
                 return Err(changed(format!("it has {size} bytes instead of {length}")));
             }
         }
-        self.copy_from_file(&file, 0, path, &pieces.ranges(), crc, cancel)
+        self.copy_from_file(&file, 0, path, content, cancel)?;
+        match self.holes {
+            true => content
+                .check_holes(&file, &mut self.buf, cancel)?
+                .map_or(Ok(()), |why| Err(changed(why))),
+            false => Ok(()),
+        }
     }
 
     fn copy_from_file(
@@ -215,40 +287,144 @@ impl Copy<'_> {
         file: &File,
         base: u64,
         path: &[u8],
-        ranges: &[(u64, u64)],
-        crc: u32,
+        content: &Content,
         cancel: &Cancel,
     ) -> Result<()> {
-        let changed = |why: String| Error::TreeChanged {
-            path: Path::new(OsStr::from_bytes(path)).to_owned(),
-            why,
-        };
+        let out = &mut self.out;
+        let wrong = content.read(file, base, &mut self.buf, cancel, |part| {
+            out.write_all(part).map_err(Error::Write)
+        })?;
+        match wrong {
+            None => Ok(()),
+            Some(why) => Err(Error::TreeChanged {
+                path: Path::new(OsStr::from_bytes(path)).to_owned(),
+                why,
+            }),
+        }
+    }
+
+    fn zeros(&mut self, mut length: u64, cancel: &Cancel) -> Result<()> {
+        self.buf.fill(0);
+        while length > 0 {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let n = part_of(&self.buf, length);
+            self.out.write_all(&self.buf[..n]).map_err(Error::Write)?;
+            length -= n as u64;
+        }
+        Ok(())
+    }
+}
+
+fn part_of(buf: &[u8], length: u64) -> usize {
+    buf.len().min(usize::try_from(length).unwrap_or(usize::MAX))
+}
+
+/// The content of one file, as a recipe knows it.
+pub struct Content {
+    pieces: Pieces,
+    crc: u32,
+    /// The recipe has it itself, since the name it came under was lost.
+    kept: bool,
+}
+
+impl Content {
+    fn new(pieces: Pieces, crc: u32) -> Self {
+        Self {
+            pieces,
+            crc,
+            kept: false,
+        }
+    }
+
+    /// Returns that of an empty file.
+    pub(crate) fn empty() -> Self {
+        Self::new(Pieces::Whole(0), 0)
+    }
+
+    /// Whether [`survey`] took it from the recipe, so that nothing is known about the tree's.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// Compares `file`, which has the right size, with this. Returns what is wrong with it.
+    pub fn compare(&self, file: &File, cancel: &Cancel) -> Result<Option<String>> {
+        let mut buf = vec![0; 128 * 1024];
+        match self.read(file, 0, &mut buf, cancel, |_| Ok(()))? {
+            None => self.check_holes(file, &mut buf, cancel),
+            wrong => Ok(wrong),
+        }
+    }
+
+    /// Passes the content to `take`, piece by piece. Returns what is wrong with it.
+    fn read(
+        &self,
+        file: &File,
+        base: u64,
+        buf: &mut [u8],
+        cancel: &Cancel,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Option<String>> {
         let mut found = Crc::new();
-        for &(offset, length) in ranges {
+        for &(offset, length) in self.pieces.ranges().iter() {
             let mut done = 0;
             while done < length {
                 if cancel.is_cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let n = self
-                    .buf
-                    .len()
-                    .min(usize::try_from(length - done).unwrap_or(usize::MAX));
-                let part = &mut self.buf[..n];
-                file.read_exact_at(part, base + offset + done)
-                    .map_err(|error| match error.kind() {
-                        io::ErrorKind::UnexpectedEof => changed("it is shorter".into()),
-                        _ => changed(error.to_string()),
-                    })?;
+                let n = part_of(buf, length - done);
+                let part = &mut buf[..n];
+                if let Err(error) = file.read_exact_at(part, base + offset + done) {
+                    return Ok(Some(match error.kind() {
+                        io::ErrorKind::UnexpectedEof => "it is shorter".into(),
+                        _ => error.to_string(),
+                    }));
+                }
                 found.update(part);
-                self.out.write_all(part).map_err(Error::Write)?;
+                take(part)?;
                 done += n as u64;
             }
         }
-        if found.sum() != crc {
-            return Err(changed("its content differs".into()));
+        Ok((found.sum() != self.crc).then(|| "its content differs".into()))
+    }
+
+    /// Reads what is between the ranges of a sparse file: nothing may be there.
+    fn check_holes(&self, file: &File, buf: &mut [u8], cancel: &Cancel) -> Result<Option<String>> {
+        let Pieces::Ranges(ranges) = &self.pieces else {
+            return Ok(None);
+        };
+        let size = match file.metadata() {
+            Ok(meta) => meta.len(),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let mut begin = 0;
+        for &(offset, length) in ranges.iter().chain([&(size, 0)]) {
+            let mut at = begin;
+            while at < offset {
+                let data = match next_data(file, at, offset) {
+                    Ok(data) => data,
+                    Err(error) => return Ok(Some(error.to_string())),
+                };
+                let Some((data, end)) = data else { break };
+                at = data;
+                while at < end.min(offset) {
+                    if cancel.is_cancelled() {
+                        return Err(Error::Cancelled);
+                    }
+                    let n = part_of(buf, end.min(offset) - at);
+                    if let Err(error) = file.read_exact_at(&mut buf[..n], at) {
+                        return Ok(Some(error.to_string()));
+                    }
+                    if buf[..n].iter().any(|&byte| byte != 0) {
+                        return Ok(Some("there is data in one of its holes".into()));
+                    }
+                    at += n as u64;
+                }
+            }
+            begin = offset + length;
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -264,14 +440,23 @@ impl Pieces {
             Pieces::Ranges(ranges) => ranges.as_slice().into(),
         }
     }
+
+    /// Returns how many bytes of the tar they are.
+    fn length(&self) -> u64 {
+        match self {
+            Pieces::Whole(length) => *length,
+            Pieces::Ranges(ranges) => ranges
+                .iter()
+                .fold(0, |sum, (_, length)| sum.saturating_add(*length)),
+        }
+    }
 }
 
 enum Segment {
     Raw(Vec<u8>),
     Payload {
         path: Vec<u8>,
-        pieces: Pieces,
-        crc: u32,
+        content: Content,
     },
     /// Its content follows and must be read or skipped.
     Kept {
@@ -332,10 +517,10 @@ impl<R: Read> Segments<R> {
             FILE => {
                 let path = self.path()?;
                 let pieces = Pieces::Whole(self.number()?);
+                let crc = self.crc()?;
                 Ok(Segment::Payload {
                     path,
-                    pieces,
-                    crc: self.crc()?,
+                    content: Content::new(pieces, crc),
                 })
             }
             SPARSE => {
@@ -353,10 +538,11 @@ impl<R: Read> Segments<R> {
                         .ok_or_else(|| bad("a range out of range"))?;
                     ranges.push((offset, length));
                 }
+                let pieces = Pieces::Ranges(ranges);
+                let crc = self.crc()?;
                 Ok(Segment::Payload {
                     path,
-                    pieces: Pieces::Ranges(ranges),
-                    crc: self.crc()?,
+                    content: Content::new(pieces, crc),
                 })
             }
             KEPT => Ok(Segment::Kept {

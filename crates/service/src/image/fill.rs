@@ -77,7 +77,7 @@ pub(super) fn apply_to(
 }
 
 /// Returns how and where this process fills a staged layer.
-pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
+pub(crate) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
     let prefix = process.prefix();
     Ok(ApplyTarget {
         root: Dir::open(staged.root())?,

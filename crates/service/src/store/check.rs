@@ -1,10 +1,14 @@
-//! `check`: the store's findings and, with `deep`, whether every layer still results in the tar
-//! that it came from.
+//! `check`: the store's findings and, with `trees`, whether every layer's tree is what its tar says
+//! (`check/trees.rs`).
 //!
-//! The store compares records with the files next to them, and blobs with their digests. A layer's
-//! tree and recipe can only be compared with the diff ID, which takes the tar: it is created again,
-//! as `save` does, and thrown away. To tell which of the two is damaged, the recipe is checked by
-//! itself first, since it can be restored without touching the layer.
+//! The store compares records with the files next to them, and with `deep` blobs with their
+//! digests. A deep check includes the trees. If nothing can be written (a disk that is full or
+//! turned read-only), it falls back to what needs no room: the tar of each layer is created again,
+//! as `save` does, and thrown away, which proves the content alone. To tell whether tree or recipe
+//! is damaged, the recipe is checked by itself first, since it can be restored without touching the
+//! layer.
+
+mod trees;
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +20,40 @@ use vellum_store::{CheckOptions, Finding, Info, SnapshotKind, Store, StoreError}
 use vellum_sys::{Dir, with_causes};
 
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lacks_space};
+
+/// What to check.
+#[derive(Clone, Debug, Default)]
+pub struct CheckRequest {
+    /// Repair what follows from the records.
+    pub heal: bool,
+    /// Read every blob and recipe, and verify the trees.
+    pub deep: bool,
+    /// Verify the tree of every layer.
+    pub trees: bool,
+    /// Verify the trees of this image's layers, and check nothing else.
+    pub image: Option<String>,
+}
+
+/// The result of [`check`].
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// What is wrong: empty if all is well.
+    pub wrong: Vec<Wrong>,
+    /// How many layers had their trees verified, if that was asked for.
+    pub verified: Option<usize>,
+    /// The layers whose trees could not be verified.
+    pub unverified: Vec<Unverified>,
+}
+
+/// A layer whose tree could not be verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unverified {
+    /// The layer, with an image that has it.
+    pub layer: String,
+    /// Why.
+    pub why: String,
+}
 
 /// One finding. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,27 +64,111 @@ pub struct Wrong {
     pub why: String,
     /// Whether it was repaired.
     pub healed: bool,
+    /// The same in parts, if it is about something in a layer's tree.
+    #[serde(flatten)]
+    pub in_tree: Option<InTree>,
+}
+
+/// What differs in a layer's tree. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InTree {
+    /// The layer's name in the store: its chain ID.
+    pub layer: String,
+    /// The images that have the layer.
+    pub images: Vec<String>,
+    /// The path in the tree, beginning with a slash.
+    pub path: String,
+    /// What differs: `entry` (missing, or not listed), `type`, `mode`, `owner`, `group`, `size`,
+    /// `content`, `target`, `device`, `time`, `hard link`, `opaque`, `xattr`, `digest`.
+    pub aspect: &'static str,
+    /// The name of the extended attribute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attribute: Option<String>,
+    /// What the layer's tar says; `null`: nothing of the kind.
+    pub expected: Option<String>,
+    /// What is there; `null`: nothing of the kind.
+    pub found: Option<String>,
+}
+
+impl Wrong {
+    fn new(what: String, why: String) -> Self {
+        Self {
+            what,
+            why,
+            healed: false,
+            in_tree: None,
+        }
+    }
 }
 
 impl From<Finding> for Wrong {
     fn from(finding: Finding) -> Self {
         Self {
-            what: finding.what,
-            why: finding.why,
             healed: finding.healed,
+            ..Self::new(finding.what, finding.why)
         }
     }
 }
 
-/// Compares records and trees. Empty if all is well.
-pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {
+/// Compares records and trees.
+pub fn check(ctx: &Context, request: &CheckRequest) -> Result<Checked> {
     let store = ctx.store()?;
-    let found = store.check(CheckOptions { heal, deep })?;
-    let mut wrong: Vec<Wrong> = found.into_iter().map(Wrong::from).collect();
-    if deep {
-        check_layers(ctx, store, &mut wrong)?;
+    let mut checked = Checked::default();
+    if request.image.is_none() {
+        let found = store.check(CheckOptions {
+            heal: request.heal,
+            deep: request.deep,
+        })?;
+        checked.wrong.extend(found.into_iter().map(Wrong::from));
     }
-    Ok(wrong)
+    if !request.deep && !request.trees {
+        return Ok(checked);
+    }
+    match trees::check(ctx, store, request.image.as_deref()) {
+        Ok(trees) => {
+            checked.wrong.extend(trees.wrong);
+            checked.verified = Some(trees.verified);
+            checked.unverified = trees.unverified;
+        }
+        Err(error) if cannot_write(&error) && !request.trees => {
+            ctx.progress.warn(&format!(
+                "only the content of layers is verified, since the store can't be written: {}",
+                with_causes(&error)
+            ));
+            check_layers(ctx, store, &mut checked.wrong)?;
+        }
+        // What was found so far probably says why.
+        Err(error) if !checked.wrong.is_empty() && !matches!(error, Error::Cancelled) => {
+            let why = format!("not verified: {}", with_causes(&error));
+            checked
+                .wrong
+                .push(Wrong::new("the trees of layers".into(), why));
+        }
+        Err(error) => return Err(error),
+    }
+    // The store has reported some of it already.
+    let mut told = HashSet::new();
+    checked
+        .wrong
+        .retain(|wrong| told.insert((wrong.what.clone(), wrong.why.clone())));
+    Ok(checked)
+}
+
+/// Whether the store can only be read.
+fn cannot_write(error: &Error) -> bool {
+    match error {
+        Error::Store(error) => error.leaves_only_reading(),
+        error => lacks_space(error),
+    }
+}
+
+/// Returns a finding about a recipe.
+fn of_recipe(store: &Store, diff_id: &Digest, why: &dyn std::fmt::Display) -> Wrong {
+    let path = store.root().join("recipes").join(diff_id.hex());
+    Wrong::new(
+        path.display().to_string(),
+        format!("{why}; load or pull its image again, which repairs it"),
+    )
 }
 
 fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<()> {
@@ -82,26 +203,14 @@ fn check_layer(
     layer: &Info,
     diff_id: &Digest,
 ) -> Result<Option<Wrong>> {
-    let of_recipe = |why: &dyn std::fmt::Display| {
-        Ok(Some(Wrong {
-            what: store
-                .root()
-                .join("recipes")
-                .join(diff_id.hex())
-                .display()
-                .to_string(),
-            why: format!("{why}; load or pull its image again, which repairs it"),
-            healed: false,
-        }))
-    };
+    let of_recipe = |why: &dyn std::fmt::Display| Ok(Some(of_recipe(store, diff_id, why)));
     let of_layer = |why: &dyn std::fmt::Display| {
-        Ok(Some(Wrong {
-            what: format!("layer {}", layer.key),
-            why: format!(
+        Ok(Some(Wrong::new(
+            format!("layer {}", layer.key),
+            format!(
                 "its tar can't be recreated: {why}; remove its images and load or pull them again"
             ),
-            healed: false,
-        }))
+        )))
     };
     let mut recipe = match store.open_recipe(diff_id) {
         Ok(Some(recipe)) => recipe,
