@@ -4,9 +4,9 @@
 //! the layer, by the code that made the layer. Only the content is left out: a file gets its size.
 //! So this outline has every name, type, attribute, link and mark that the layer must have, by the
 //! same rules (later entries win, whiteouts, implied directories, what a plain user can only
-//! record), as this file system stores them; and [`compare`] is a plain comparison of two trees. A
-//! model of those rules in memory would be a second unpacker, and each difference between the two a
-//! false finding. The price is an inode for each of the layer's, for as long as it is verified.
+//! record), as this file system stores them; and [`compare()`] is a plain comparison of two trees.
+//! A model of those rules in memory would be a second unpacker, and each difference between the two
+//! a false finding. The price is an inode for each of the layer's, for as long as it is verified.
 //!
 //! Content is compared with the recipe's checksums while the tar is written, and the digest of that
 //! tar proves the whole. This module doesn't know where trees are kept or what is below a layer:
