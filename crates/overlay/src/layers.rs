@@ -42,26 +42,31 @@ pub struct RecordedMarks {
     pub believed: bool,
 }
 
-/// Returns what the record in `work`, the layer's work directory, says, or else one next to the
-/// layer. `None` if no record knows the layer.
-pub fn recorded_marks(layer: &Path, work: Option<&Path>) -> Result<Option<RecordedMarks>> {
-    let own = match work {
-        Some(work) => LayerRecord::of(&open_dir(layer)?, &open_dir(work)?)?,
-        None => None,
-    };
-    let found = match own {
-        Some(record) => Some((record.userxattr(), true)),
-        None => RecordsBeside::default()
-            .find_of_any_owner(layer)
-            .map(|record| (record.userxattr, believed(record.owner))),
-    };
-    Ok(found.map(|(userxattr, believed)| RecordedMarks {
-        prefix: match userxattr {
-            true => Prefix::User,
-            false => Prefix::Trusted,
-        },
-        believed,
-    }))
+/// Looks up the marks of several layers; a directory that many of them are in is read once.
+#[derive(Debug, Default)]
+pub struct MarkRecords(RecordsBeside);
+
+impl MarkRecords {
+    /// Returns what the record in `work`, the layer's work directory, says, or else one next to the
+    /// layer. `None` if no record knows the layer.
+    pub fn find(&mut self, layer: &Path, work: Option<&Path>) -> Result<Option<RecordedMarks>> {
+        let own = match work {
+            Some(work) => LayerRecord::of(&open_dir(layer)?, &open_dir(work)?)?,
+            None => None,
+        };
+        let found = match own {
+            Some(record) => Some((record.userxattr(), true)),
+            None => (self.0.find_of_any_owner(layer))
+                .map(|record| (record.userxattr, believed(record.owner))),
+        };
+        Ok(found.map(|(userxattr, believed)| RecordedMarks {
+            prefix: match userxattr {
+                true => Prefix::User,
+                false => Prefix::Trusted,
+            },
+            believed,
+        }))
+    }
 }
 
 /// Open layers, top first.

@@ -19,6 +19,7 @@ use vellum_format::workdir::incompat;
 use vellum_format::{Mark, Prefix, wh, workdir};
 use vellum_image::apply::{ApplyTarget, TargetMarks, apply};
 use vellum_image::{LayerStream, Limits};
+use vellum_overlay::layers::MarkRecords;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::{self, RenameFlags};
 use vellum_sys::{Cancel, Dir, FileKind, Process, mountinfo, publish, sync, xattr};
@@ -253,10 +254,11 @@ fn below_stack(below: &[PathBuf], how: How) -> Result<Option<Stack>> {
 }
 
 fn open(layers: &[Input], how: How) -> Result<Stack> {
+    let mut records = MarkRecords::default();
     let layers = layers
         .iter()
         .map(|input| -> Result<Arc<dyn Layer>> {
-            let prefix = prefix_of(input, how)?;
+            let prefix = prefix_of(input, how, &mut records)?;
             let dialect = Dialect {
                 prefix: Some(prefix),
                 wh_names: WhNames::Whiteouts,
@@ -285,12 +287,12 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
 ///
 /// A mark in the other one would be no mark: what was renamed would be empty, and a file whose data
 /// is below would be all zeros, without an error.
-fn prefix_of(input: &Input, how: How) -> Result<Prefix> {
+fn prefix_of(input: &Input, how: How, records: &mut MarkRecords) -> Result<Prefix> {
     if let Some(asked) = how.read {
         return Ok(asked);
     }
     let usual = how.process.prefix();
-    let recorded = vellum_overlay::layers::recorded_marks(&input.dir, input.work.as_deref())?;
+    let recorded = records.find(&input.dir, input.work.as_deref())?;
     let layer = input.dir.display();
     match recorded.map(|recorded| (recorded.prefix, recorded.believed)) {
         Some((Prefix::Trusted, _)) if !how.process.is_root() => Err(Error::Unsupported {

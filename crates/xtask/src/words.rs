@@ -23,10 +23,8 @@ pub fn stumbles(file: &Path, text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let words: Vec<String> = line
-            .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '\'')
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
             .filter(|word| !word.is_empty())
-            // A quote and its prefix (Python's f'...') are not part of the word.
-            .map(|word| word.strip_prefix("f'").unwrap_or(word).trim_matches('\''))
             .map(str::to_lowercase)
             .collect();
         let refused = words.iter().find(|word| REFUSED.contains(&word.as_str()));

@@ -536,7 +536,10 @@ impl Verifier<'_> {
         match compared {
             Err(vellum_image::Error::Cancelled) => return Err(Error::Cancelled),
             _ if !fresh || !self.is_there(layer) => return Ok(()),
-            Err(error) => self.say(layer, with_causes(&error)),
+            Err(error) => {
+                self.say(layer, with_causes(&error));
+                return Ok(());
+            }
             Ok(differences) => {
                 for difference in differences {
                     let wrong = self.in_tree(layer, &difference);
