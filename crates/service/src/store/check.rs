@@ -11,6 +11,7 @@
 mod trees;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 
 use serde::Serialize;
@@ -171,6 +172,31 @@ fn of_recipe(store: &Store, diff_id: &Digest, why: &dyn std::fmt::Display) -> Wr
     )
 }
 
+/// A layer's recipe.
+enum RecipeState {
+    /// It is that layer's, and whole.
+    Sound(File),
+    /// There is none.
+    Missing,
+    /// Why it can't be used.
+    Bad(String),
+}
+
+/// Opens the recipe of a layer and reads it through.
+fn sound_recipe(store: &Store, diff_id: &Digest) -> Result<RecipeState> {
+    let mut file = match store.open_recipe(diff_id) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(RecipeState::Missing),
+        Err(StoreError::Damaged { why, .. }) => return Ok(RecipeState::Bad(why)),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(match recipe::verify(&mut file) {
+        Ok(of) if of == *diff_id => RecipeState::Sound(file),
+        Ok(of) => RecipeState::Bad(format!("it is the recipe of another layer, {of}")),
+        Err(error) => RecipeState::Bad(with_causes(&error)),
+    })
+}
+
 fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<()> {
     let mut layers = Vec::new();
     store.walk(&[], |info| {
@@ -212,17 +238,13 @@ fn check_layer(
             ),
         )))
     };
-    let mut recipe = match store.open_recipe(diff_id) {
-        Ok(Some(recipe)) => recipe,
-        // None: only known as a tree, or already reported.
-        Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(None),
+    let mut recipe = match sound_recipe(store, diff_id) {
+        Ok(RecipeState::Sound(recipe)) => recipe,
+        // Only known as a tree, or already reported.
+        Ok(RecipeState::Missing) => return Ok(None),
+        Ok(RecipeState::Bad(why)) => return of_recipe(&why),
         Err(e) => return of_recipe(&with_causes(&e)),
     };
-    match recipe::verify(&mut recipe) {
-        Ok(of) if of == *diff_id => {}
-        Ok(of) => return of_recipe(&format!("it is the recipe of another layer, {of}")),
-        Err(e) => return of_recipe(&with_causes(&e)),
-    }
     let tree = match store.tree(&layer.key) {
         Ok(tree) => tree,
         // Reported by the store.

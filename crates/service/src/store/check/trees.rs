@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use vellum_format::Digest;
 use vellum_image::verify::{self, Aspect, Contents, Difference, Outlined};
-use vellum_image::{Applied, Limits, recipe};
+use vellum_image::{Applied, Limits};
 use vellum_store::{
     DriverKind, Info, LayerDir, Lease, LeaseResource, SnapshotKey, SnapshotKind, StagedLayer,
     Store, StoreError,
@@ -29,7 +29,7 @@ use vellum_store::{
 use vellum_sys::{Dir, Process, with_causes};
 use vellum_union::{DirLayer, Layer};
 
-use super::{InTree, Unverified, Wrong, of_recipe};
+use super::{InTree, RecipeState, Unverified, Wrong, of_recipe, sound_recipe};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::target;
@@ -463,30 +463,17 @@ impl Verifier<'_> {
             self.unverified(key, "no recipe");
             return Ok(Looked::No);
         };
-        let mut recipe = match self.store.open_recipe(&diff_id) {
-            Ok(Some(recipe)) => recipe,
-            Ok(None) => {
+        let recipe = match sound_recipe(self.store, &diff_id)? {
+            RecipeState::Sound(recipe) => recipe,
+            RecipeState::Missing => {
                 self.unverified(key, "no recipe");
                 return Ok(Looked::No);
             }
-            Err(StoreError::Damaged { why, .. }) => {
+            RecipeState::Bad(why) => {
                 self.bad_recipe(&info, &diff_id, &why);
                 return Ok(Looked::No);
             }
-            Err(error) => return Err(error.into()),
         };
-        match recipe::verify(&mut recipe) {
-            Ok(of) if of == diff_id => {}
-            Ok(of) => {
-                let why = format!("it is the recipe of another layer, {of}");
-                self.bad_recipe(&info, &diff_id, &why);
-                return Ok(Looked::No);
-            }
-            Err(error) => {
-                self.bad_recipe(&info, &diff_id, &with_causes(&error));
-                return Ok(Looked::No);
-            }
-        }
         Ok(Looked::Yes(Box::new(Subject {
             info,
             tree,
