@@ -21,6 +21,7 @@ use vellum_format::Digest;
 use crate::{
     error::{Result, StoreError},
     located::Located,
+    rebuild::rebuilt_leases,
     rows::{self, alive::Alive},
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
@@ -56,8 +57,18 @@ pub enum Thing {
     Path(PathBuf),
 }
 
+/// Whether the leases that a rebuild left hold what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rebuilt {
+    Held,
+    LetGo,
+}
+
 struct Unneeded {
+    /// Leases that are over, with their purpose.
     leases: Vec<(String, String)>,
+    /// The leases of rebuilds, with their purpose, if they are let go.
+    rebuilt: Vec<(String, String)>,
     snapshots: Vec<rows::snapshots::SnapshotRow>,
     blobs: Vec<(Digest, u64)>,
     recipes: Vec<(Digest, u64)>,
@@ -70,6 +81,15 @@ impl Store {
     /// Safe alongside running commands of any number of processes. Errors: `Io`, `Database`. A
     /// single thing that can't be removed is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        self.collect(dry_run, Rebuilt::Held)
+    }
+
+    /// Like [`Store::gc`], and what [`Store::rebuild`] found is not held any more.
+    pub fn gc_rebuilt(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        self.collect(dry_run, Rebuilt::LetGo)
+    }
+
+    fn collect(&self, dry_run: bool, rebuilt: Rebuilt) -> Result<Vec<Garbage>> {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
         }
@@ -82,19 +102,23 @@ impl Store {
             });
         }
         let unneeded = if dry_run {
-            self.read(find_unneeded)?
+            self.read(|tx| find_unneeded(tx, rebuilt))?
         } else {
             self.write_freeing(|tx| {
-                let unneeded = find_unneeded(tx)?;
+                let unneeded = find_unneeded(tx, rebuilt)?;
                 delete_records(tx, &unneeded)?;
                 Ok(unneeded)
             })?
         };
         let mut garbage = Vec::new();
-        for (_, purpose) in &unneeded.leases {
+        let over = unneeded.leases.iter();
+        let over = over.map(|(_, purpose)| (purpose, "its process is gone or it has expired"));
+        let held = unneeded.rebuilt.iter();
+        let held = held.map(|(_, purpose)| (purpose, "it held what a rebuild found"));
+        for (purpose, why) in over.chain(held) {
             garbage.push(Garbage {
                 thing: Thing::Lease(purpose.clone()),
-                why: "its process is gone or it has expired".into(),
+                why: why.into(),
                 usage: None,
                 fate: if dry_run { Fate::Would } else { Fate::Gone },
             });
@@ -139,7 +163,7 @@ impl Store {
                 },
             });
         }
-        garbage.extend(self.collect_litter(dry_run)?);
+        garbage.extend(self.collect_litter(dry_run, rebuilt)?);
         if !dry_run {
             self.fill_reserve();
         }
@@ -175,9 +199,15 @@ impl Store {
     }
 }
 
-fn find_unneeded(tx: &Transaction<'_>) -> Result<Unneeded> {
+fn find_unneeded(tx: &Transaction<'_>, rebuilt: Rebuilt) -> Result<Unneeded> {
     rows::snapshots::parents(tx)?.all_sound()?;
-    let alive = Alive::now(tx)?;
+    let rebuilt = match rebuilt {
+        Rebuilt::Held => Vec::new(),
+        Rebuilt::LetGo => rebuilt_leases(tx)?,
+    };
+    let mut alive = Alive::now(tx)?;
+    let leases = alive.over.clone();
+    alive.end(&rebuilt)?;
     let snapshots = alive.unheld_snapshots(tx)?.into_iter();
     Ok(Unneeded {
         snapshots: snapshots
@@ -185,12 +215,13 @@ fn find_unneeded(tx: &Transaction<'_>) -> Result<Unneeded> {
             .collect::<Result<_>>()?,
         blobs: alive.unheld_blobs(tx)?,
         recipes: alive.unheld_recipes(tx)?,
-        leases: alive.over,
+        leases,
+        rebuilt,
     })
 }
 
 fn delete_records(tx: &Transaction<'_>, unneeded: &Unneeded) -> Result<()> {
-    for (id, _) in &unneeded.leases {
+    for (id, _) in unneeded.leases.iter().chain(&unneeded.rebuilt) {
         rows::leases::remove(tx, id)?;
     }
     let ids: Vec<i64> = unneeded.snapshots.iter().map(|row| row.id).collect();

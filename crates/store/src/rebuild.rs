@@ -89,24 +89,14 @@ impl Store {
         store.fill_reserve();
         Ok((store, rebuilt))
     }
-
-    /// Ends the lease that [`Store::rebuild`] left, so that gc may remove what nothing else needs.
-    /// Returns false if there is none.
-    pub fn end_rebuilt_lease(&self) -> Result<bool> {
-        let ids = self.read(rebuilt_leases)?;
-        for id in &ids {
-            self.end_lease(id)?;
-        }
-        Ok(!ids.is_empty())
-    }
 }
 
-/// Returns the leases of rebuilds that an operator hasn't ended yet.
-pub(crate) fn rebuilt_leases(tx: &Transaction<'_>) -> Result<Vec<LeaseId>> {
+/// Returns the leases of rebuilds that an operator hasn't let go yet: ids and purposes.
+pub(crate) fn rebuilt_leases(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
     let all = rows::leases::all(tx)?.into_iter();
     Ok(all
         .filter(|lease| lease.purpose == PURPOSE)
-        .map(|lease| LeaseId::new(lease.id))
+        .map(|lease| (lease.id, lease.purpose))
         .collect())
 }
 

@@ -226,8 +226,7 @@ fn a_rebuild_cut_short_anywhere_loses_nothing() {
             }
         };
         assert_all_there(&store, context);
-        store.end_rebuilt_lease().unwrap();
-        store.gc(false).unwrap();
+        store.gc_rebuilt(false).unwrap();
         assert_all_there(&store, context);
         assert_eq!(
             store.check(CheckOptions::default()).unwrap(),

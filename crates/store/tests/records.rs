@@ -467,9 +467,13 @@ fn a_lost_database_is_rebuilt_from_the_trees() {
                 .unwrap(),
             []
         );
-        assert!(store.end_rebuilt_lease().unwrap());
-        let gone: Vec<_> = store.gc(false).unwrap();
-        assert_eq!(gone, []);
+        let would: Vec<_> = store.gc_rebuilt(true).unwrap();
+        let gone: Vec<_> = store.gc_rebuilt(false).unwrap();
+        for (found, fate) in [(would, Fate::Would), (gone, Fate::Gone)] {
+            let found: Vec<_> = found.into_iter().map(|it| (it.thing, it.fate)).collect();
+            assert_eq!(found, [(Thing::Lease("rebuilt".into()), fate)]);
+        }
+        assert_eq!(store.gc_rebuilt(false).unwrap(), []);
     }
 }
 

@@ -308,8 +308,11 @@ fn what_a_rebuild_cannot_restore_is_kept_until_it_is_released() {
     let dir = store.driver_home(DriverKind::Overlay2).join(tree.as_str());
     store.gc(false).unwrap();
     assert!(dir.is_dir());
-    assert!(store.end_rebuilt_lease().unwrap());
-    store.gc(false).unwrap();
+    let would = store.gc_rebuilt(true).unwrap();
+    let tree = Thing::Path(dir.clone());
+    assert!(would.iter().any(|it| it.thing == tree), "{would:?}");
+    assert!(dir.is_dir());
+    store.gc_rebuilt(false).unwrap();
     assert!(!dir.exists());
 }
 

@@ -21,7 +21,7 @@ pub struct Gc {
     #[arg(long, short = 'n')]
     pub dry_run: bool,
     /// Also remove what `check --rebuild` found and nothing needs
-    #[arg(long, conflicts_with = "dry_run")]
+    #[arg(long)]
     pub rebuilt: bool,
     #[command(flatten)]
     /// How results are printed
@@ -34,17 +34,17 @@ impl Verb for Gc {
         "",
         "  vellum gc --dry-run
   vellum gc
-  vellum gc --rebuilt                     after `check --rebuild`, once you have looked",
+  vellum gc --rebuilt --dry-run           after `check --rebuild`: what nothing needs
+  vellum gc --rebuilt                     once you have looked",
     )];
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
         let quiet = start.quiet;
-        if self.rebuilt {
-            // It doesn't matter whether something was held.
-            let _ = gc::let_go_of_rebuilt(ctx)?;
-        }
-        let all = gc::gc(ctx, self.dry_run)?;
+        let all = match self.rebuilt {
+            true => gc::gc_rebuilt(ctx, self.dry_run)?,
+            false => gc::gc(ctx, self.dry_run)?,
+        };
         let mut out = stdout();
         if self.output.json {
             out.json(&all)?;

@@ -26,20 +26,16 @@ pub struct Collected {
     pub cause: Option<String>,
 }
 
-/// Releases what a rebuild of the database found and holds, so that the next collection removes
-/// what nothing else needs. Returns whether something was held.
-pub fn let_go_of_rebuilt(ctx: &Context) -> Result<bool> {
-    Ok(ctx.store()?.end_rebuilt_lease()?)
-}
-
 /// Removes what nothing needs; with `dry_run` only lists it.
 pub fn gc(ctx: &Context, dry_run: bool) -> Result<Vec<Collected>> {
-    Ok(ctx
-        .store()?
-        .gc(dry_run)?
-        .into_iter()
-        .map(collected)
-        .collect())
+    let garbage = ctx.store()?.gc(dry_run)?;
+    Ok(garbage.into_iter().map(collected).collect())
+}
+
+/// Like [`gc`], and what a rebuild of the database found is needed only if something else needs it.
+pub fn gc_rebuilt(ctx: &Context, dry_run: bool) -> Result<Vec<Collected>> {
+    let garbage = ctx.store()?.gc_rebuilt(dry_run)?;
+    Ok(garbage.into_iter().map(collected).collect())
 }
 
 fn collected(garbage: Garbage) -> Collected {

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Garbage, Thing};
+use super::{Garbage, Rebuilt, Thing};
 use crate::{
     driver::{self, DriverKind, TreeId},
     error::Result,
@@ -53,10 +53,10 @@ impl Store {
         }
     }
 
-    pub(super) fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+    pub(super) fn collect_litter(&self, dry_run: bool, rebuilt: Rebuilt) -> Result<Vec<Garbage>> {
         let mut found: Vec<Litter> = Vec::new();
         // What a rebuild could not restore is kept until an operator has looked.
-        if self.read(rebuilt_leases)?.is_empty() {
+        if rebuilt == Rebuilt::LetGo || self.read(rebuilt_leases)?.is_empty() {
             for shelf in Shelf::all() {
                 // Trees that a dry run leaves in place but no longer counts as existing.
                 let would = found.iter().filter(|litter| litter.fate == Fate::Would);

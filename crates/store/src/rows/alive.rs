@@ -86,6 +86,14 @@ impl Alive {
         })
     }
 
+    /// Looks at these leases, too, as if they had ended: ids and purposes.
+    pub fn end(&mut self, leases: &[(String, String)]) -> Result<()> {
+        self.over.extend_from_slice(leases);
+        let ids: Vec<&str> = self.over.iter().map(|(id, _)| id.as_str()).collect();
+        self.over_json = super::to_json(&ids)?;
+        Ok(())
+    }
+
     /// Returns the row numbers of all snapshots that nothing holds, newest first.
     pub fn unheld_snapshots(&self, tx: &Transaction<'_>) -> Result<Vec<i64>> {
         let rest = "SELECT id FROM snapshots WHERE id NOT IN live ORDER BY id DESC";
