@@ -63,8 +63,13 @@ impl Context {
         }
         let options = self.store_options();
         home::verify(self.root(), self.run_dir())?;
+        let is_new = !self.root().join("vellum.db").exists();
         let store = Store::open(&options)?;
         home::note(self.root(), self.run_dir(), &store.uuid()?)?;
+        if is_new {
+            let root = self.root().display();
+            self.progress.say(&format!("created a new store in {root}"));
+        }
         let seen = home::Seen::now(self.root());
         Ok(&self.store.get_or_init(|| Opened { store, seen }).store)
     }

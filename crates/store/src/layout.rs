@@ -79,6 +79,28 @@ impl Layout {
         Ok(())
     }
 
+    /// Refuses a root that has files, none of them a store's: it is probably a typo, and a store
+    /// among another program's files is hard to find and to remove.
+    pub fn refuse_anothers(&self) -> Result<()> {
+        let mut other = None;
+        for path in entries(self.root())? {
+            let name = path.file_name().unwrap_or_default();
+            match Located::of(Path::new(name)) {
+                // Every new ext4 has it.
+                Located::Stranger if name == "lost+found" => {}
+                Located::Stranger => other = other.or(Some(path)),
+                _ => return Ok(()),
+            }
+        }
+        match other {
+            None => Ok(()),
+            Some(path) => Err(StoreError::NotAStore {
+                path: self.root().to_owned(),
+                why: format!("it has no database, but other files ({})", path.display()),
+            }),
+        }
+    }
+
     pub fn reserve(&self) -> PathBuf {
         self.root.join(RESERVE)
     }

@@ -90,6 +90,7 @@ impl Store {
         // none must be followed later.
         let layout = Layout::find(&options.root)?;
         if options.create && !layout::exists(&layout.database())? {
+            layout.refuse_anothers()?;
             layout::make_dir(layout.root(), 0o700)?;
             hands::close_new_root(layout.root())?;
         }
