@@ -247,7 +247,7 @@ const READ_ONLY: &str =
     "its file system is read-only, perhaps after an error (see `dmesg`): remount it writable";
 
 fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
-    use vellum_store::{Class, StoreError};
+    use vellum_store::{Class, StoreError, Subject};
     match error.class() {
         Class::NoSpace => Some(NO_SPACE.into()),
         Class::Busy => Some(
@@ -266,6 +266,9 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
         _ if matches!(error, StoreError::NotAStore { .. }) => Some(format!(
             "choose another directory with --root; or, if there is a store in this one, {REBUILD}"
         )),
+        _ if matches!(error, StoreError::NotFound { subject: Subject::Path, .. }) => Some(
+            "`vellum inspect NAME` shows the directories of an image or a container".into(),
+        ),
         _ if error.is_read_only() => Some(READ_ONLY.into()),
         _ if is_denied_to_a_user(error) => Some(DENIED.into()),
         Class::Damaged => Some("`vellum check` shows what else is wrong".into()),

@@ -33,6 +33,8 @@ pub enum Subject {
     Blob,
     /// A recipe under `recipes/`.
     Recipe,
+    /// A path in the store.
+    Path,
 }
 
 impl fmt::Display for Subject {
@@ -46,6 +48,7 @@ impl fmt::Display for Subject {
             Self::Lease => "lease",
             Self::Blob => "blob",
             Self::Recipe => "recipe",
+            Self::Path => "path",
         })
     }
 }

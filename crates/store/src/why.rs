@@ -3,14 +3,16 @@
 //! `located.rs` says what a path is, and `rows/alive.rs` what holds it: the query that `gc.rs`
 //! collects by, asked about one thing. Only reads records; changes nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::slice;
 
 use rusqlite::Transaction;
 use vellum_format::Digest;
 
 use crate::{
-    driver::TreeId,
-    error::{Result, StoreError},
+    driver::{DriverKind, TreeId},
+    error::{Result, StoreError, Subject},
+    layout,
     located::{Located, Shelf},
     rows::{
         self,
@@ -69,15 +71,17 @@ impl Store {
     /// Says what a path in the store is and what keeps it. `path` may be absolute, relative to the
     /// root, or a tree's id.
     ///
-    /// Errors: `Invalid` if it is not in the store.
+    /// Errors: `Invalid` if it is not in the store, `NotFound` if nothing is recorded or there.
     pub fn why(&self, path: &Path) -> Result<Why> {
-        let layout = self.layout();
+        let paths = self.layout();
         // A tree's id alone is enough.
         let id = path.iter().next().and_then(|name| name.to_str());
         if let Some(tree) = id.and_then(|id| TreeId::try_from(id.to_owned()).ok()) {
-            return self.why_tree(&tree);
+            let homes = DriverKind::ALL.map(|kind| paths.driver(kind));
+            let why = self.why_tree(&tree)?;
+            return self.unless_absent(why, homes.map(|home| home.join(path)).as_slice(), path);
         }
-        let Some(located) = layout.locate(path) else {
+        let Some(located) = paths.locate(path) else {
             return Err(StoreError::Invalid(format!(
                 "{} is not in the store {}",
                 path.display(),
@@ -85,7 +89,7 @@ impl Store {
             )));
         };
         let is_recorded = self.read(|tx| rows::is_recorded(tx, &located))?;
-        Ok(match located {
+        let why = match located {
             Located::Tree(_, tree) | Located::Record(tree) => self.why_tree(&tree)?,
             Located::Link(_, link) => {
                 match self.read(|tx| rows::snapshots::tree_of_link(tx, &link))? {
@@ -137,7 +141,23 @@ impl Store {
                 Reason::Store,
             ),
             Located::Stranger => kept("not created by the store", Reason::Stranger),
-        })
+        };
+        let absolute = paths.root().join(path);
+        self.unless_absent(why, slice::from_ref(&absolute), &absolute)
+    }
+
+    /// Returns `why`, unless it is about something without a record that is at none of `places`
+    /// either.
+    fn unless_absent(&self, why: Why, places: &[PathBuf], shown: &Path) -> Result<Why> {
+        if !matches!(why.reasons.as_slice(), [] | [Reason::Stranger]) || why.snapshot.is_some() {
+            return Ok(why);
+        }
+        for place in places {
+            if layout::exists(place)? {
+                return Ok(why);
+            }
+        }
+        Err(StoreError::not_found(Subject::Path, shown.display()))
     }
 
     /// Returns the snapshot whose tree `path` (absolute, without symbolic links) is in, if any.

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use serde::Serialize;
-use vellum_store::Reason;
+use vellum_store::{Reason, StoreError, Subject};
 
 use crate::context::Context;
-use crate::error::Result;
-use crate::names::short;
+use crate::error::{Error, Result};
+use crate::names::{self, short};
 
 /// What a path in the store is, and what keeps it. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -20,10 +20,31 @@ pub struct Explained {
 
 /// Tells what keeps a path, a tree or a layer.
 pub fn why(ctx: &Context, path: &Path) -> Result<Explained> {
-    let why = ctx.store()?.why(path)?;
+    let why = match ctx.store()?.why(path) {
+        Err(
+            missing @ StoreError::NotFound {
+                subject: Subject::Path,
+                ..
+            },
+        ) => return Err(named(ctx, path).unwrap_or(missing.into())),
+        why => why?,
+    };
     Ok(Explained {
         what: why.what,
         kept_by: why.reasons.iter().map(reason).collect(),
+    })
+}
+
+/// Returns the error for a path that is the name of an image or container instead, if it is.
+fn named(ctx: &Context, path: &Path) -> Option<Error> {
+    let name = path.to_str()?;
+    let kind = match names::container(ctx, name) {
+        Ok(_) => "a container",
+        Err(_) => names::image(ctx, name).map(|_| "an image").ok()?,
+    };
+    Some(Error::Invalid {
+        what: format!("`{name}` names {kind}, not a path in the store"),
+        hint: Some(format!("`vellum inspect {name}` shows its directories")),
     })
 }
 
