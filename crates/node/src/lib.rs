@@ -132,7 +132,7 @@ pub struct Status {
 /// Errors: `Invalid` if the configuration is not understood or names another snapshotter (then
 /// nothing has been touched), `Io`. What was done before an error is recorded and can be undone.
 pub fn install(options: &InstallOptions) -> Result<Report> {
-    let tree = Tree::at(&options.host_root);
+    let tree = Tree::at(&options.host_root)?;
     let old = Record::read(&tree)?;
     let mut steps = Vec::new();
     let program = options.bin_dir.join("vellum");
@@ -263,7 +263,7 @@ fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> Error {
 ///
 /// Errors: `Invalid` if nothing is recorded, or the configuration can't be read any more.
 pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Report> {
-    let tree = Tree::at(host_root);
+    let tree = Tree::at(host_root)?;
     let Some(record) = Record::read(&tree)? else {
         return Err(Error::Invalid {
             what: format!("{RECORD_DIR} has no record: nothing is installed here"),
@@ -333,7 +333,7 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
 
 /// Compares what is installed on a node with what this program would install.
 pub fn status(options: &InstallOptions) -> Result<Status> {
-    let tree = Tree::at(&options.host_root);
+    let tree = Tree::at(&options.host_root)?;
     let record = Record::read(&tree)?;
     let (program, unit_dir) = match &record {
         Some(record) => (record.program.clone(), record.unit_dir.clone()),
@@ -359,7 +359,10 @@ pub fn status(options: &InstallOptions) -> Result<Status> {
     } else if let Some(path) = &options.config {
         parts.push(Part {
             path: path.clone(),
-            state: State::Missing,
+            state: match tree.read(path)? {
+                None => State::Missing,
+                Some(_) => State::Different,
+            },
         });
     }
     Ok(Status {

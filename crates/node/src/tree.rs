@@ -26,9 +26,15 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Describes the tree that is mounted at `root`.
-    pub fn at(root: &Path) -> Self {
-        Self { root: root.into() }
+    /// Returns the tree that is mounted at `root`. Errors: `Invalid` if there is no such directory.
+    pub fn at(root: &Path) -> Result<Self> {
+        match root.is_dir() {
+            true => Ok(Self { root: root.into() }),
+            false => Err(Error::Invalid {
+                what: format!("{} is not a directory", root.display()),
+                hint: Some("--host-root is where the node's root file system is mounted".into()),
+            }),
+        }
     }
 
     /// Returns where it is mounted.
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn links_of_the_node_stay_in_its_tree() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::at(dir.path());
+        let tree = Tree::at(dir.path()).unwrap();
         fs::create_dir_all(dir.path().join("var/real")).unwrap();
         fs::create_dir_all(dir.path().join("usr")).unwrap();
         symlink("/var/real", dir.path().join("usr/local")).unwrap();
