@@ -82,7 +82,18 @@ pub fn mount_container(
 ) -> Result<Mounted> {
     names::with_container(ctx, name, |record| {
         let _lock = run_dir::lock_container(ctx, &record.id)?;
-        mount_locked(ctx, record, target, read_only)
+        let mounted = mount_locked(ctx, record, target, read_only)?;
+        if !read_only && target.is_none() && is_read_only(&mounted.path)? {
+            return Err(Error::Invalid {
+                what: format!(
+                    "`{}` is mounted read-only at {}",
+                    record.name,
+                    mounted.path.display()
+                ),
+                hint: Some(format!("unmount it first: vellum umount {}", record.name)),
+            });
+        }
+        Ok(mounted)
     })
 }
 
@@ -135,7 +146,7 @@ pub fn mount_locked(
         None => place,
         Some(target) if copies.iter().any(|copy| copy.is(&target, read_only)) => target,
         Some(target) => {
-            let target = existing_directory(&target)?;
+            let target = mount_point(ctx, &target)?;
             let options = BindOptions {
                 read_only,
                 ..BindOptions::default()
@@ -167,7 +178,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
         if shown::is_dead_of(ctx.store()?.root(), target)? {
             shown::bury_at(ctx, target, name)?;
         }
-        let target = existing_directory(target)?;
+        let target = mount_point(ctx, target)?;
         let planned = plan_view(ctx, &base::tree_of_image(ctx, image)?)?;
         let method = execute::plan(ctx, &planned, &target)?;
         Ok(Mounted {
@@ -233,6 +244,26 @@ fn directory_or_dead(path: &Path) -> Result<PathBuf> {
             fs::canonicalize(path).map_err(Error::io("find", path))
         }
         found => found,
+    }
+}
+
+/// Returns a directory to mount on. Errors: `Invalid` if a mount there would cover the store or its
+/// run directory, which no command could then undo.
+fn mount_point(ctx: &Context, path: &Path) -> Result<PathBuf> {
+    let found = existing_directory(path)?;
+    let run_dir = fs::canonicalize(ctx.run_dir());
+    let run_dir = run_dir.as_deref().unwrap_or(ctx.run_dir());
+    let covers = |own: &Path| own.starts_with(&found) || found.starts_with(own);
+    match [ctx.root(), run_dir].into_iter().find(|own| covers(own)) {
+        None => Ok(found),
+        Some(own) => Err(Error::Invalid {
+            what: format!(
+                "a mount at {} would cover {}, which the store needs",
+                found.display(),
+                own.display()
+            ),
+            hint: Some("choose an empty directory elsewhere".into()),
+        }),
     }
 }
 

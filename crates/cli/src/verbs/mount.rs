@@ -4,12 +4,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vellum_service::mount::{self as mounts, mounted};
+use vellum_service::Context;
+use vellum_service::mount as mounts;
+use vellum_service::mount::mounted::{self, Mounted};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
 use crate::complete;
-use crate::exit_code::DONE;
+use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
 use crate::start::Start;
 
@@ -17,16 +19,16 @@ use crate::start::Start;
 #[derive(Debug, Args)]
 pub struct Mount {
     /// Container to mount; without one, current mounts are listed
-    #[arg(add = complete::containers(), conflicts_with = "image")]
+    #[arg(add = complete::containers())]
     pub container: Option<String>,
     /// Where to mount it [default: a directory in the store, printed]
     #[arg(value_hint = ValueHint::DirPath)]
     pub target: Option<PathBuf>,
-    /// Mount this image instead, read-only, at the directory given by --at
-    #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "at")]
+    /// Mount this image instead of a container, read-only; the directory is then required
+    #[arg(add = complete::images(), long, value_name = "IMAGE", conflicts_with = "target")]
     pub image: Option<String>,
-    /// Where to mount the image
-    #[arg(long, value_name = "DIR", requires = "image", value_hint = ValueHint::DirPath)]
+    /// Where to mount the image: the same as the directory alone
+    #[arg(long, value_name = "DIR", requires = "image", conflicts_with = "container", value_hint = ValueHint::DirPath)]
     pub at: Option<PathBuf>,
     /// Mount read-only
     #[arg(long)]
@@ -45,7 +47,7 @@ impl Verb for Mount {
         "",
         "  cd \"$(vellum mount box)\"
   vellum mount box /mnt
-  vellum mount --image debian:12 --at /mnt       read-only
+  vellum mount --image debian:12 /mnt            read-only
   vellum mount box --dry-run                     what would be mounted, and how",
     )];
 
@@ -53,31 +55,19 @@ impl Verb for Mount {
         let ctx = &start.context()?;
         let quiet = start.quiet;
         let mut out = stdout();
-        let name = match (&self.container, &self.image) {
-            (None, None) => {
-                let all = mounted::list(ctx)?;
-                if self.output.json {
-                    out.json(&all)?;
-                } else {
-                    let rows: Vec<_> = all
-                        .iter()
-                        .map(|m| {
-                            let state = if m.dead { " (dead)" } else { "" };
-                            vec![m.name.clone(), format!("{}{state}", m.path.display())]
-                        })
-                        .collect();
-                    out.table(&["CONTAINER", "MOUNTED AT"], &rows)?;
-                }
-                out.done()?;
-                return Ok(DONE);
-            }
-            (Some(container), _) => container,
-            (None, Some(image)) => image,
+        // With --image, the one word is the directory.
+        let at = self
+            .at
+            .or_else(|| self.container.clone().map(PathBuf::from));
+        let tree = match (self.container, self.image) {
+            (None, None) => return list(ctx, self.output),
+            (Some(container), None) => Tree::Container(container),
+            (_, Some(image)) => Tree::Image(image),
         };
         if self.dry_run {
-            let plan = match &self.image {
-                Some(image) => mounts::plan_image(ctx, image)?,
-                None => mounts::plan_container(ctx, name, self.read_only)?,
+            let plan = match &tree {
+                Tree::Image(image) => mounts::plan_image(ctx, image)?,
+                Tree::Container(name) => mounts::plan_container(ctx, name, self.read_only)?,
             };
             let printed = plan.printed();
             if self.output.json {
@@ -88,9 +78,16 @@ impl Verb for Mount {
             out.done()?;
             return Ok(DONE);
         }
-        let mounted = match (&self.image, &self.at) {
-            (Some(image), Some(at)) => mounts::mount_image(ctx, image, at)?,
-            _ => mounts::mount_container(ctx, name, self.target.as_deref(), self.read_only)?,
+        let mounted = match (&tree, &at) {
+            (Tree::Image(image), Some(at)) => mounts::mount_image(ctx, image, at)?,
+            (Tree::Image(image), None) => {
+                return Err(Failure::misused(format!(
+                    "name the directory to mount it at\nhint: vellum mount --image {image} DIR"
+                )));
+            }
+            (Tree::Container(name), _) => {
+                mounts::mount_container(ctx, name, self.target.as_deref(), self.read_only)?
+            }
         };
         if self.output.json {
             out.json(&mounted)?;
@@ -105,4 +102,28 @@ impl Verb for Mount {
         }
         Ok(DONE)
     }
+}
+
+/// What is mounted.
+enum Tree {
+    Container(String),
+    Image(String),
+}
+
+fn list(ctx: &Context, output: Output) -> Outcome {
+    let mut out = stdout();
+    let all = mounted::list(ctx)?;
+    if output.json {
+        out.json(&all)?;
+    } else {
+        let row = |mounted: &Mounted| {
+            let state = if mounted.dead { " (dead)" } else { "" };
+            let path = mounted.path.display();
+            vec![mounted.name.clone(), format!("{path}{state}")]
+        };
+        let rows: Vec<_> = all.iter().map(row).collect();
+        out.table(&["CONTAINER", "MOUNTED AT"], &rows)?;
+    }
+    out.done()?;
+    Ok(DONE)
 }

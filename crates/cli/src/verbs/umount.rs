@@ -1,7 +1,7 @@
 //! `umount`: unmounts, by container name or by directory.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use vellum_service::error::ObjectKind;
@@ -39,15 +39,19 @@ impl Verb for Umount {
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
         let quiet = start.quiet;
-        let tell = |places: Vec<std::path::PathBuf>| {
-            if !quiet {
-                for place in places {
-                    ctx.progress.say(&format!("unmounted {}", place.display()));
-                }
+        let tell = |places: Vec<PathBuf>, if_none: &str| {
+            if quiet {
+                return;
+            }
+            if places.is_empty() {
+                ctx.progress.say(if_none);
+            }
+            for place in places {
+                ctx.progress.say(&format!("unmounted {}", place.display()));
             }
         };
         if self.all {
-            tell(umount::umount_all(ctx, self.force)?);
+            tell(umount::umount_all(ctx, self.force)?, "nothing is mounted");
             return Ok(DONE);
         }
         for_all(&self.names, |name| {
@@ -70,7 +74,7 @@ impl Verb for Umount {
                 Some(Err(e)) => return Err(e.into()),
                 None => umount::umount_path(ctx, Path::new(name), self.force)?,
             };
-            tell(places);
+            tell(places, &format!("{} is not mounted", name.display()));
             Ok(())
         })
     }

@@ -12,8 +12,9 @@ use vellum_sys::mountinfo;
 
 use crate::context::Context;
 use crate::error::{Error, ObjectKind, Result};
+use crate::mount::mounted;
+use crate::mount::place::{self, ENGINE_TYPE};
 use crate::mount::shown::{self, Seen, Shown, State, Users, unmount_unused};
-use crate::mount::{mounted, place};
 use crate::{container_record, names, run_dir};
 
 /// Removes all of a container's mounts, and returns where they were. A container that has been
@@ -112,9 +113,18 @@ pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBu
         take_away(&path, force, "image")?;
         return Ok(vec![path]);
     }
+    let shown = path.display();
+    let table = mountinfo::read()?;
+    let is_union = place::latest(&path, &table).is_some_and(|m| m.fs_type == ENGINE_TYPE);
     Err(Error::Invalid {
-        what: format!("nothing of this store is mounted at {}", path.display()),
-        hint: Some("`vellum mount` lists its mounts".into()),
+        what: format!("nothing of this store is mounted at {shown}"),
+        hint: Some(match is_union {
+            true => format!(
+                "a union is, by `vellum overlay` or another store: `umount {shown}`, or \
+                 `fusermount3 -u {shown}` as a plain user"
+            ),
+            false => "`vellum mount` lists its mounts".into(),
+        }),
     })
 }
 
