@@ -15,6 +15,49 @@ const BUILDS: &str = "Vellum doesn't build Dockerfiles: use `buildah bud`, `podm
 const LOGINS: &str = "Vellum reads the logins of Docker and Podman: log in with `docker login`, `podman login` or `skopeo login`";
 const NETWORKS: &str = "Vellum doesn't manage networks: use `vellum run --network none|host`, or an engine such as Docker or Podman";
 
+const PRUNES: &str = "`vellum gc` removes what nothing needs, but neither images nor containers: `vellum rmi` and `vellum rm` remove those";
+
+/// Options of other programs that Vellum's verbs of the same name don't have: the verbs, the
+/// options, and what to use instead.
+const OPTIONS: &[(&[&str], &[&str], &str)] = &[
+    (
+        &["images", "ls", "ps", "info", "df", "inspect", "history"],
+        &["--format"],
+        "`--json` prints everything, for `jq`",
+    ),
+    (
+        &["images", "ls", "ps"],
+        &["--filter", "-f"],
+        "write a part of the name, or a pattern: `vellum ls 'web-*'`",
+    ),
+    (
+        &["images", "ls", "ps"],
+        &["--all", "-a"],
+        "everything is listed: leave it out",
+    ),
+    (
+        &["run", "create"],
+        &["-p", "--publish", "-P", "--publish-all", "--net"],
+        NETWORKS,
+    ),
+    (&["run", "create"], &["-d", "--restart"], PROCESSES),
+    (
+        &["run", "create"],
+        &["--privileged"],
+        "`--cap-add ALL` gives all capabilities; devices and other namespaces need `vellum bundle` and a runtime",
+    ),
+    (
+        &["run", "create"],
+        &["--mount", "--tmpfs"],
+        "`--volume SOURCE:PATH[:ro]` mounts a directory or a volume",
+    ),
+    (
+        &["run", "create"],
+        &["-m", "--memory", "--cpus", "--pids-limit"],
+        PROCESSES,
+    ),
+];
+
 /// Verbs of other programs that Vellum doesn't have, and what to use instead.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (
@@ -39,11 +82,9 @@ const CALLED: &[(&[&str], &str)] = &[
     (&["image", "ls"], "images"),
     (&["image", "list"], "images"),
     (&["image", "rm"], "rmi"),
-    (&["image", "prune"], "gc"),
     (&["image"], ""),
     (&["container", "ls"], "ls"),
     (&["container", "list"], "ls"),
-    (&["container", "prune"], "gc"),
     (&["container"], ""),
     (&["system", "df"], "df"),
     (&["system", "prune"], "gc"),
@@ -68,8 +109,36 @@ pub fn told(words: &[OsString]) -> String {
     text
 }
 
+/// Returns the error for an option that a verb doesn't have, with a hint.
+pub fn option(verb: &str, given: &str) -> String {
+    let name = given.split('=').next().unwrap_or(given);
+    let command = Cli::command();
+    let longs = command
+        .find_subcommand(verb)
+        .into_iter()
+        .flat_map(|verb| verb.get_arguments())
+        .filter_map(|arg| arg.get_long())
+        .map(|long| format!("--{long}"));
+    let hint = other_option(verb, name)
+        .map(str::to_owned)
+        .or_else(|| names::near(name, longs).map(|option| format!("did you mean `{option}`?")))
+        .unwrap_or_else(|| format!("`vellum {verb} --help` lists its options"));
+    format!("`vellum {verb}` has no option `{name}`\nhint: {hint}")
+}
+
+/// Returns what to use instead of an option that other programs have.
+pub fn other_option(verb: &str, name: &str) -> Option<&'static str> {
+    OPTIONS
+        .iter()
+        .find(|(verbs, names, _)| verbs.contains(&verb) && names.contains(&name))
+        .map(|(_, _, instead)| *instead)
+}
+
 fn hint(words: &[&str]) -> Option<String> {
     let first = *words.first()?;
+    if words.get(1) == Some(&"prune") && ["image", "container"].contains(&first) {
+        return Some(PRUNES.to_owned());
+    }
     if let Some((_, who)) = ELSEWHERE.iter().find(|(names, _)| names.contains(&first)) {
         return Some((*who).to_owned());
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use vellum_overlay::names::Name;
 use vellum_overlay::program::{self, Started, logging};
@@ -15,6 +16,7 @@ use vellum_service::{Cancel, Context, rootless};
 use crate::args::{Global, absolute};
 use crate::bars::Bars;
 use crate::exit_code::{self, Failure};
+use crate::other_words::{self, other_option};
 use crate::verbs::Cli;
 use crate::{complete, help, report};
 
@@ -54,8 +56,19 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
         .try_get_matches_from(&arguments)
         .or_else(|_| help::command().try_get_matches_from(&arguments))
         .map_err(|e| {
-            // Help and version are results; a closed pipe is not an error.
-            let _ = e.print();
+            let unknown = match (e.kind(), e.get(ContextKind::InvalidArg)) {
+                (ErrorKind::UnknownArgument, Some(ContextValue::String(name))) => Some(name),
+                _ => None,
+            };
+            let verb = verb_of(&arguments);
+            let known = unknown.zip(verb.as_deref());
+            match known.and_then(|(name, verb)| Some((name, verb, other_option(verb, name)?))) {
+                Some((name, verb, _)) => {
+                    report::failure(&Failure::misused(other_words::option(verb, name)));
+                }
+                // Help and version are results; a closed pipe is not an error.
+                None => drop(e.print()),
+            }
             if e.use_stderr() {
                 misused(&arguments)
             } else {
@@ -70,12 +83,17 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
 
 /// Returns the exit code for arguments that can't be parsed; `run` has its own.
 fn misused(arguments: &[OsString]) -> i32 {
-    let lenient = Cli::command().ignore_errors(true);
-    let verb = lenient.try_get_matches_from(arguments).ok();
-    match verb.as_ref().and_then(|matches| matches.subcommand_name()) {
+    match verb_of(arguments).as_deref() {
         Some("run") => exit_code::NOT_RUN,
         _ => exit_code::MISUSED,
     }
+}
+
+/// Returns the verb of arguments that can't be parsed, if it can be told.
+fn verb_of(arguments: &[OsString]) -> Option<String> {
+    let lenient = Cli::command().ignore_errors(true);
+    let matches = lenient.try_get_matches_from(arguments).ok()?;
+    matches.subcommand_name().map(str::to_owned)
 }
 
 /// Where this process looks for settings.

@@ -16,21 +16,24 @@ use crate::args::process::{Process, process};
 use crate::args::size;
 use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
-use crate::{complete, exit_code, report};
+use crate::{complete, exit_code, other_words, report};
 
 /// Run a command in a container
 #[derive(Debug, Args)]
+#[command(override_usage = "vellum run [OPTIONS] IMAGE [COMMAND]...
+       vellum run [OPTIONS] --container <NAME> COMMAND...")]
 pub struct Run {
-    /// Create a new container from this image; with --container, the command starts here
-    #[arg(add = complete::images(), required_unless_present = "container")]
-    pub image: Option<String>,
-    /// The command and its arguments [default: the image's]
+    /// Image to create a new container from, then a command and its arguments [default: the
+    /// image's]; with --container, the command alone. Whatever follows belongs to the command
+    // One list: of two positional arguments, the second would begin after any options of `run`
+    // that follow the first.
     #[arg(
+        add = complete::images(),
+        value_name = "IMAGE|COMMAND",
         trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
+        allow_hyphen_values = true
     )]
-    pub command: Vec<OsString>,
+    pub words: Vec<OsString>,
     /// Run in an existing container
     #[arg(add = complete::containers(), long, value_name = "NAME")]
     pub container: Option<String>,
@@ -84,6 +87,12 @@ vellum or the runtime fails before it starts.";
 }
 
 fn run(args: Run, mut start: Start<'_>) -> Outcome {
+    if let Some(word) = args.words.first().and_then(|word| word.to_str())
+        && word.starts_with('-')
+        && !start.started.arguments.iter().any(|word| word == "--")
+    {
+        return Err(Failure::misused(other_words::option("run", word)));
+    }
     start.settings.runtime = args.runtime.clone().map(Some);
     start.settings.size = args.size.map(Size::from);
     start.leaves_ctrl_c = true;
@@ -97,18 +106,21 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
              or use `vellum bundle` and `runc run --detach`",
         ));
     }
-    // With --container the first word is part of the command.
-    let mut command = args.command;
     let process = |command| process(ctx, args.process, command);
-    let (name, process, fresh) = match (args.container, args.image) {
-        (Some(name), image) => {
-            if let Some(word) = image {
-                command.insert(0, word.into());
-            }
-            (name, process(command)?, false)
+    let mut words = args.words;
+    let (name, process, fresh) = match args.container {
+        Some(name) => (name, process(words)?, false),
+        None if words.is_empty() => {
+            return Err(Failure::misused(
+                "name an image, or a container with --container",
+            ));
         }
-        (None, Some(image)) => {
-            let process = process(command)?;
+        None => {
+            let image = words.remove(0);
+            let image = image.into_string().map_err(|image| {
+                Failure::misused(format!("{} is not an image name", image.display()))
+            })?;
+            let process = process(words)?;
             let request = CreateRequest {
                 origin: Origin::Image(image),
                 name: args.name,
@@ -122,11 +134,6 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
                     .collect(),
             };
             (create(ctx, &request)?.id, process, true)
-        }
-        (None, None) => {
-            return Err(Failure::misused(
-                "name an image, or a container with --container",
-            ));
         }
     };
     let outcome = begin(

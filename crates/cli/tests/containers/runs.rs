@@ -182,6 +182,44 @@ fn a_bundle_runs_by_itself() {
     assert!(err.contains("already holds a bundle"), "{err}");
 }
 
+/// As with Docker and Podman, whatever follows the image is the command's, options of `run` and of
+/// `vellum` too.
+#[test]
+fn words_after_the_image_belong_to_the_command() {
+    let Some(world) = World::new() else { return };
+    let Some(image) = with_shell(&world.scratch) else {
+        return;
+    };
+    if !vellum_testkit::clients::available(&["runc"]) {
+        return;
+    }
+    world.ok(&["load", text(&image)]);
+    world.ok(&["create", "--name", "box", "shell:1"]);
+    let echo = ["--entrypoint", "echo"];
+    let new = [&RUN[..], &echo, &["shell:1"]].concat();
+    let old = [&["run"][..], &echo, &["--container", "box"]].concat();
+    for words in [
+        &["--help"][..],
+        &["--version"],
+        &["-v", "x"],
+        &["--root", "/nowhere"],
+        &["--config", "/nowhere"],
+        &["--name", "q", "sh"],
+        &["--rm", "--container", "x"],
+        &["a", "--rm", "--", "-q"],
+    ] {
+        for before in [&new, &old] {
+            if before == &old && words[0].starts_with('-') {
+                continue;
+            }
+            let said = world.run(&[before, words].concat());
+            assert_eq!(said.out.trim_end(), words.join(" "), "{said:?}");
+            assert_eq!(said.code, 0, "{said:?}");
+        }
+    }
+    assert_eq!(world.ok(&["ls", "--ids"]).lines().count(), 1);
+}
+
 #[test]
 fn run_distinguishes_its_failures_from_the_commands() {
     let Some(world) = World::new() else { return };
