@@ -28,7 +28,14 @@ show() { # a command as the reader would type it, then what it prints
 indent() { sed 's/^/     /'; }
 vellum() { "$vellum_bin" --root "$root/store" --run-dir "$root/run" "$@"; }
 typed() { # shows and runs a vellum command
-  show "vellum $*"
+  local word line="vellum"
+  for word in "$@"; do
+    case $word in
+      *[!a-zA-Z0-9_./:=@+-]* | "") line+=" '$word'" ;; # no word of the demo has a quote in it
+      *) line+=" $word" ;;
+    esac
+  done
+  show "$line"
   vellum "$@" 2>&1 | indent
 }
 seconds() { date +%s.%N; }

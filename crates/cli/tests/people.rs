@@ -240,10 +240,75 @@ fn errors_say_what_and_why_and_what_to_do() {
             "no colours without a terminal: {err}"
         );
     }
+    // Before anything is created or covered.
+    let others = world.scratch.path().join("others");
+    std::fs::create_dir_all(others.join("photos")).unwrap();
+    let refused = support::said(world.command_at(&others, &["ls"]).output().unwrap());
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let err = refused.err;
+    assert!(err.contains("is not a vellum store"), "{err}");
+    assert!(
+        err.contains("choose another directory with --root"),
+        "{err}"
+    );
+    assert_eq!(std::fs::read_dir(&others).unwrap().count(), 1);
+    for place in ["/", text(&world.root()), text(world.scratch.path())] {
+        for words in [
+            &["mount", "box", place][..],
+            &["mount", "--image", "small:1", place],
+        ] {
+            let err = world.fails(2, words);
+            assert!(err.contains("would cover"), "{err}");
+        }
+    }
+    let nowhere = text(&others).to_owned() + "/nowhere";
+    for words in [
+        &["install"][..],
+        &["install", "--dry-run"],
+        &["status"],
+        &["uninstall"],
+    ] {
+        let err = world.fails(2, &[&["node"], words, &["--host-root", &nowhere]].concat());
+        assert!(err.contains("is not a directory"), "{err}");
+    }
+    assert!(!Path::new(&nowhere).exists());
     // With several names, each is tried; a failure shows in the exit code.
     world.ok(&["create", "--name", "other", "small:1"]);
     let said = world.run(&["rm", "nope", "other"]);
     assert_eq!((said.code, said.out.as_str()), (1, "other\n"));
+}
+
+/// What a command did, or found already done, is said once, on standard error.
+#[test]
+fn nothing_is_done_without_a_word() {
+    let Some(world) = world() else { return };
+    let new = world.scratch.path().join("new");
+    let list = || support::said(world.command_at(&new, &["ls"]).output().unwrap());
+    let said = list();
+    assert!(said.err.contains("created a new store in"), "{said:?}");
+    let said = list();
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    for (words, says) in [
+        (&["umount", "box"][..], "box is not mounted\n"),
+        (&["umount", "--all"], "nothing is mounted\n"),
+        (&["--quiet", "umount", "box"], ""),
+    ] {
+        let said = world.run(words);
+        assert_eq!((said.code, said.err.as_str()), (0, says), "{words:?}");
+    }
+    world.ok(&["mount", "--read-only", "box"]);
+    let err = world.fails(2, &["mount", "box"]);
+    assert!(err.contains("`box` is mounted read-only"), "{err}");
+    world.ok(&["umount", "box"]);
+    // Images without a name can be asked for by what the listing shows.
+    world.ok(&["tag", "small:1", "kept:1"]);
+    assert_eq!(world.ok(&["images", "--ids", "<none>"]), "");
+    let id = world.ok(&["commit", "box"]);
+    let unnamed = world.ok(&["images", "--ids", "<none>"]);
+    assert!(
+        id.contains(unnamed.trim()) && unnamed.trim().len() == 12,
+        "{id}: {unnamed}"
+    );
 }
 
 #[test]
@@ -584,7 +649,7 @@ fn foreign_verbs_and_typing_errors_get_a_hint() {
         (
             &["mount", "small:1"],
             1,
-            "`vellum mount --image small:1 --at DIR`",
+            "`vellum mount --image small:1 DIR`",
         ),
         (&["commit", "small:1", "x"], 1, "that is an image"),
         (&["history", "smal:1"], 1, "did you mean `small:1`?"),
@@ -594,6 +659,32 @@ fn foreign_verbs_and_typing_errors_get_a_hint() {
             "did you mean `box-with-a-name`?",
         ),
         (&["save", "box-with-a-name"], 1, "that is a container"),
+        (
+            &["rmi", "box-with-a-name"],
+            1,
+            "`vellum rm box-with-a-name`",
+        ),
+        (&["rm", "small:1"], 1, "`vellum rmi small:1`"),
+        (&["create", "small:2"], 1, "did you mean `small:1`?"),
+        (&["create", "small"], 1, "did you mean `small:1`?"),
+        (&["image", "prune"], 2, "neither images nor containers"),
+        (&["images", "--format", "x"], 2, "`--json`"),
+        (&["ls", "--filter", "name=x"], 2, "a pattern"),
+        (&["run", "-p", "80:80", "small:1"], 125, "--network"),
+        (&["run", "--privileged", "small:1"], 125, "--cap-add"),
+        (
+            &["run", "--nmae", "x", "small:1"],
+            125,
+            "did you mean `--name`?",
+        ),
+        (&["mount", "--image", "small:1"], 2, "DIR"),
+        (&["tag", "small:1", "sha256:abc"], 2, "other than sha256"),
+        (
+            &["why", "box-with-a-name"],
+            2,
+            "`vellum inspect box-with-a-name`",
+        ),
+        (&["why", "overlay2/nope"], 1, "`vellum inspect NAME`"),
         (&["help", "lod"], 2, "did you mean `vellum load`?"),
     ] {
         if args[0] == "diff" {

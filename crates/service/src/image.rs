@@ -10,6 +10,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use vellum_format::Digest;
 use vellum_image::Reference;
 
 mod adopt;
@@ -45,7 +46,7 @@ pub(crate) use fill::{fill_on, target};
 pub use history::{HistoryEntry, history};
 pub use import::{ImportRequest, ImportSource, import};
 pub use inspect::inspect_image;
-pub use list::{ImageSummary, images};
+pub use list::{ImageSummary, NO_NAME, images};
 pub use load::{LoadRequest, LoadSource, load};
 pub use names::{Removed, rmi, tag};
 #[cfg(feature = "registry")]
@@ -78,6 +79,25 @@ fn reference(text: &str) -> Result<Reference> {
         what: e.to_string(),
         hint: Some("write [HOST[:PORT]/]NAME[:TAG][@DIGEST], such as debian:12".to_owned()),
     })
+}
+
+/// Parses a name that the user chooses for an image. `sha256:abc` is refused, as Docker does: it
+/// would be taken for the beginning of an id.
+fn chosen_name(text: &str) -> Result<Reference> {
+    let name = reference(text)?;
+    if name.digest().is_some() {
+        return Err(Error::Invalid {
+            what: format!("{name} has a digest, which can't be chosen"),
+            hint: Some("write NAME[:TAG]".to_owned()),
+        });
+    }
+    if name.familiar_name() == Digest::ALGORITHM {
+        return Err(Error::Invalid {
+            what: format!("{text:?} would be taken for an image's id"),
+            hint: Some("choose a name other than sha256".to_owned()),
+        });
+    }
+    Ok(name)
 }
 
 /// Parses a platform from the user; the default is this machine's.

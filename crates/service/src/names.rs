@@ -224,7 +224,7 @@ fn missing_container(ctx: &Context, text: &str) -> Error {
         let store = ctx.store().ok()?;
         if is_image(store, text) {
             return Some(format!(
-                "that is an image: `vellum mount --image {text} --at DIR` shows it, `vellum create {text}` creates a container from it"
+                "that is an image: `vellum create {text}` creates a container from it, `vellum mount --image {text} DIR` shows it, `vellum rmi {text}` removes it"
             ));
         }
         let names = store.containers().ok()?.into_iter().map(|found| found.name);
@@ -243,19 +243,43 @@ fn missing_image(ctx: &Context, text: &str) -> Error {
         let store = ctx.store().ok()?;
         if store.container(text).is_ok() {
             return Some(format!(
-                "that is a container: `vellum commit {text} NAME` creates an image from it"
+                "that is a container: `vellum run --container {text} COMMAND` runs in it, `vellum commit {text} NAME` creates an image from it, `vellum rm {text}` removes it"
             ));
         }
         let images = store.images().ok()?;
         let names = images.iter().flat_map(|image| &image.tags);
-        near(text, names.map(|name| familiar(name)))
-            .map(|name| format!("did you mean `{name}`? `vellum images` lists them"))
+        let meant = match other_tags(text, names.clone()).as_slice() {
+            [] => near(text, names.map(|name| familiar(name)))?,
+            [tag] => tag.clone(),
+            [some @ .., last] => {
+                let some = &some[..some.len().min(2)];
+                format!("{}` or `{last}", some.join("`, `"))
+            }
+        };
+        Some(format!(
+            "did you mean `{meant}`? `vellum images` lists them"
+        ))
     };
     Error::NotFound {
         kind: ObjectKind::Image,
         name: text.to_owned(),
         meant: meant(),
     }
+}
+
+/// Returns the names, sorted, that differ from `text` in the tag alone.
+fn other_tags<'a>(text: &str, names: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let parse = |text: &str| Reference::parse(text).ok();
+    let Some(wanted) = parse(text).map(|wanted| wanted.familiar_name()) else {
+        return Vec::new();
+    };
+    let mut others: Vec<_> = names
+        .filter_map(|name| parse(name))
+        .filter(|name| name.familiar_name() == wanted)
+        .map(|name| name.familiar())
+        .collect();
+    others.sort_unstable();
+    others
 }
 
 fn is_image(store: &Store, text: &str) -> bool {

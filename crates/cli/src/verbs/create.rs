@@ -20,7 +20,7 @@ use crate::start::Start;
 #[derive(Debug, Args)]
 pub struct Create {
     /// Image to start from
-    #[arg(add = complete::images(), required_unless_present = "from", conflicts_with = "from")]
+    #[arg(add = complete::images(), conflicts_with = "from")]
     pub image: Option<String>,
     /// Start from this directory instead of an image. Nothing is copied, so the directory must not
     /// change while the container exists

@@ -35,7 +35,8 @@ impl Verb for Images {
         "  vellum images
   vellum images 'debian:1?'
   vellum images debian --json
-  vellum rmi $(vellum images --quiet 'old-*')",
+  vellum images --ids 'old-*' | xargs vellum rmi
+  vellum images --ids '<none>' | xargs vellum rmi     images without a name",
     )];
 
     fn run(self, start: Start<'_>) -> Outcome {
@@ -61,7 +62,7 @@ impl Verb for Images {
             for image in &found {
                 let mut shown = image.names.clone();
                 if shown.is_empty() {
-                    shown.push("<none>".to_owned());
+                    shown.push(image::NO_NAME.to_owned());
                 }
                 for name in shown {
                     let created = image

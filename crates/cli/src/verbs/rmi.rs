@@ -15,7 +15,8 @@ pub struct Rmi {
     /// Images to remove
     #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
-    /// Remove an image with all its names; containers keep the layers they are based on
+    /// Remove an image with all its names. An image that a container was created from is never
+    /// removed
     #[arg(long, short)]
     pub force: bool,
 }

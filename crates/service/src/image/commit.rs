@@ -17,7 +17,7 @@ use vellum_union::Form;
 
 use super::record::{BroughtIn, record as record_image};
 use super::unpack::{Unpacked, unpack_single};
-use super::{apply_changes, or_cancelled, reference, stored};
+use super::{apply_changes, chosen_name, or_cancelled, stored};
 use crate::container::bundle;
 use crate::container::diff;
 use crate::container_record::Settings;
@@ -49,7 +49,7 @@ pub fn commit(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
 
 fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     names::with_container(ctx, &request.container, |record| {
-        let name = request.name.as_deref().map(reference).transpose()?;
+        let name = request.name.as_deref().map(chosen_name).transpose()?;
         let base = bundle::image_config(ctx, record)?;
         // Before anything is read: a mistake in an instruction is found at once.
         let mut configuration = configuration(base.as_ref())?;

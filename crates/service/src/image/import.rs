@@ -11,7 +11,7 @@ use super::change::apply_changes;
 use super::load::{LoadSource, open};
 use super::record::{BroughtIn, record};
 use super::unpack::unpack_single;
-use super::{platform, reference};
+use super::{chosen_name, platform};
 use crate::context::Context;
 use crate::error::Result;
 
@@ -46,7 +46,7 @@ pub fn import(context: &Context, request: &ImportRequest) -> Result<BroughtIn> {
 
 fn run(context: &Context, request: &ImportRequest) -> Result<BroughtIn> {
     let platform = platform(request.platform.as_deref())?;
-    let name = request.name.as_deref().map(reference).transpose()?;
+    let name = request.name.as_deref().map(chosen_name).transpose()?;
     let mut configuration = json!({
         "architecture": platform.architecture,
         "os": platform.os,

@@ -29,6 +29,9 @@ pub struct ImageSummary {
     pub size_bytes: u64,
 }
 
+/// What a listing shows for an image without a name.
+pub const NO_NAME: &str = "<none>";
+
 /// Returns all images, the latest in the store first; with `filter`, those with a name that
 /// contains it.
 pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummary>> {
@@ -36,7 +39,12 @@ pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummar
     let mut found = Vec::new();
     for record in store.images()? {
         let names: Vec<String> = record.tags.iter().map(|t| familiar(t)).collect();
-        if filter.is_some_and(|f| !names.iter().any(|name| fits(f, name))) {
+        // The listing shows images without a name as `<none>`, so that can be asked for too.
+        let is_wanted = |filter: &str| match names.as_slice() {
+            [] => filter == NO_NAME,
+            names => names.iter().any(|name| fits(filter, name)),
+        };
+        if !filter.is_none_or(is_wanted) {
             continue;
         }
         match summary(store, &record, names) {

@@ -3,7 +3,7 @@
 use vellum_image::Reference;
 use vellum_store::StoreError;
 
-use super::{parse_name, reference};
+use super::{chosen_name, parse_name};
 use crate::context::Context;
 use crate::error::{Error, ObjectKind, Result};
 use crate::names::short;
@@ -18,13 +18,7 @@ pub(super) fn familiar(name: &str) -> String {
 pub fn tag(context: &Context, image: &str, name: &str) -> Result<Option<String>> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {
-        let name = reference(name)?;
-        if name.digest().is_some() {
-            return Err(Error::Invalid {
-                what: format!("{name} has a digest, which can't be chosen"),
-                hint: Some("write NAME[:TAG]".to_owned()),
-            });
-        }
+        let name = chosen_name(name)?;
         let before = store.tag(&name.to_string(), &record.id)?;
         Ok(before
             .filter(|id| *id != record.id)

@@ -187,7 +187,9 @@ pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
     let dir = Dir::open(path).map_err(failed)?;
     let dup = dir.dup().map_err(failed)?;
     let lock = Lock::wait_at_most(dup, Sharing::Exclusive, PATIENCE).map_err(failed)?;
-    let lock = lock.ok_or_else(|| bad(path, "another union is using it; unmount that first"))?;
+    let why =
+        "another union is using it; unmount that first, in every mount namespace that shows it";
+    let lock = lock.ok_or_else(|| bad(path, why))?;
     Ok((dir, lock))
 }
 
