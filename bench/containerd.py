@@ -5,8 +5,8 @@
     bench/containerd.py --vellum ... --only 2 --rounds 5 import pull
 
 Contenders take turns in an order that rotates; the disk is synced before each, and nothing else runs. The import is the
-demo image (ten layers, 560 MB of tar, gzip), already in the page cache. Medians; ratios are to overlayfs: above 1 is slower and
-bold. "then sync" is the time of a sync after overlayfs has answered; Vellum has synced by then. "containerd's part" is an
+demo image (ten layers, 560 MB of tar, gzip), already in the page cache. Medians; ratios are overlayfs's time over the other's: below 1
+is slower and bold. "then sync" is the time of a sync after overlayfs has answered; Vellum has synced by then. "containerd's part" is an
 import without unpacking: containerd copies, checks and syncs the blobs, and no snapshotter is involved.
 
 Each import and pull has its own daemons on its own ext4, in a file below --disk: for minutes after many files were removed, ext4 takes half
@@ -241,7 +241,7 @@ class Rows:
     def show(self, title, contenders):
         print(f"\n### {title}\n")
         others = [name for name in contenders if name != "overlayfs"]
-        print("| seconds | " + " | ".join(contenders) + " | " + " | ".join(f"{name} / overlayfs" for name in others) + " |")
+        print("| seconds | " + " | ".join(contenders) + " | " + " | ".join(f"overlayfs / {name}" for name in others) + " |")
         print("|---|" + "---:|" * (len(contenders) + len(others)))
         for row, times in self.times.items():
             cells = [f"{statistics.median(times[name]):.3f}" if name in times else "-" for name in contenders]
@@ -249,8 +249,8 @@ class Rows:
                 if name not in times or "overlayfs" not in times:
                     cells.append("-")
                     continue
-                ratio = statistics.median(mine / theirs for mine, theirs in zip(times[name], times["overlayfs"]))
-                cells.append(f"**{ratio:.2f}**" if ratio > 1.005 else f"{ratio:.2f}")
+                ratio = statistics.median(theirs / mine for mine, theirs in zip(times[name], times["overlayfs"]))
+                cells.append(f"**{ratio:.2f}**" if ratio < 0.995 else f"{ratio:.2f}")
             print(f"| {row} | " + " | ".join(cells) + " |")
 
 

@@ -8,7 +8,7 @@ The image is the demo's: ten layers from Debian's packages. "ids" is a container
 (`--uidmap 0:100000:65536`): where the kernel can't map them, Podman copies and changes the owner of
 every file first. The committed container has ended and has written one file; with a mount program,
 Podman compares the whole trees through it. Contenders take turns in an order that rotates; medians,
-and ratios to the kernel, above 1 is slower. "disk" is the growth of the store.
+and the kernel's time over each contender's: above 1 is faster. "disk" is the growth of the store.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def print_table(contenders, times):
                 cells.append("refused")
                 continue
             value = statistics.median(by[contender.name])
-            ratio = f" ({value / base:.2f})" if contender.name != first and base > 0.01 else ""
+            ratio = f" ({base / value:.3f})" if contender.name != first and base > 0.01 else ""
             cells.append(f"{value:.3f}{ratio}")
         print(f"| {what} | " + " | ".join(cells) + " |")
 
@@ -130,7 +130,7 @@ def main():
                         refusals[f"{podman.name}{label}"] = str(refused)
                         podman.surely("rm", "--all", "--force")
         version = subprocess.run(["podman", "--version"], check=True, stdout=subprocess.PIPE).stdout.decode().strip()
-        print(f"{version}; {args.rounds} rounds; seconds, and ratios to the kernel's\n")
+        print(f"{version}; {args.rounds} rounds; seconds, and the kernel's over each\n")
         print_table(contenders, times)
         for who, why in refusals.items():
             print(f"\n{who} refuses: {why}")

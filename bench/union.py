@@ -8,8 +8,8 @@
 Needs root. Without --disk all files are on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
 In each round every contender gets a fresh upper on the same lower layer, and all of them run each row before
 the next begins, in an order that rotates. A figure is the median of the rounds; a ratio is the median of the rounds' ratios
-to the kernel's overlay, all features on: below 1 is faster. A second table says how many times longer fuse-overlayfs took than
-each of Vellum's mounts. After the tables come the requests that each row cost Vellum's mounts, by type.
+of the kernel's overlay, all features on, to the contender: above 1, the contender is faster. A second table says how many times
+longer fuse-overlayfs took than each of Vellum's mounts. After the tables come the requests that each row cost Vellum's mounts, by type.
 
 `vellum` reads requests from the device, `vellum-ring` takes them over io_uring. It runs where the host offers that, or with
 --io-uring, which enables the host's setting during the run. `vellum-checked` has open=checked and runs only if
@@ -654,8 +654,8 @@ def table(times, counts, memory, grown, cache, rows, everybody, out):
             values = times[title][name]
             cell = shown(statistics.median(values))
             if base and name != "kernel":
-                ratio = statistics.median(a / b for a, b in zip(values, base))
-                cell += f" ({ratio:.2f})"
+                ratio = statistics.median(b / a for a, b in zip(values, base))
+                cell += f" ({ratio:.2f})" if ratio >= 0.0995 else f" ({ratio:.3f})"
             cells.append(cell)
         out.write(f"| {title} | " + " | ".join(cells) + " |\n")
     if grown:
@@ -740,7 +740,7 @@ def main():
         where = f"below {chosen.disk}" if chosen.disk else "ext4 in memory"
         out.write(f"* {model.group(1) if model else platform.machine()}, {os.cpu_count()} cores; Linux {platform.release()}; {where}; ")
         out.write(f"{chosen.rounds} rounds; load before: {os.getloadavg()[2]:.1f}\n")
-        out.write("* Medians; in brackets the ratio to the kernel's overlay with index, redirect_dir, metacopy and xino on.\n\n")
+        out.write("* Medians; in brackets the time of the kernel's overlay, with index, redirect_dir, metacopy and xino on, over the column's.\n\n")
         table(*results, cache, rows, everybody, out)
     finally:
         with open("/proc/self/mounts") as file:

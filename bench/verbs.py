@@ -5,8 +5,8 @@
     bench/verbs.py --vellum OLD/vellum --vellum target/release/vellum --rounds 30
 
 Each program has its own store. All programs run a step before the next step begins, in an order that
-rotates, so that other load on the machine affects all of them. A ratio is the median of the rounds' ratios to the first
-program. `prepare`, `commit` and `remove` of containerd's snapshotter are bench/snapshots.py's.
+rotates, so that other load on the machine affects all of them. A ratio is the median of the rounds' ratios of the
+first program to the other: above 1, the other is faster. `prepare`, `commit` and `remove` of containerd's snapshotter are bench/snapshots.py's.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def main():
                 p90 = sorted(taken)[int(len(taken) * 0.9)]
                 cells.append(f"{statistics.median(taken):.1f} ({p90:.1f})")
                 if program is not first:
-                    pairs = [b / a for a, b in zip(base, taken)]
+                    pairs = [a / b for a, b in zip(base, taken)]
                     ratios.append(f"{statistics.median(pairs):.2f}")
             print(f"| {step} | " + " | ".join(cells) + " | " + (", ".join(ratios) or "1") + " |")
     finally:

@@ -109,10 +109,11 @@ inside ls "$tree" | tr '\n' ' ' | fold -s -w 72 | indent
 echo
 if [ -n "$made" ]; then
   echo
-  echo "   Some of what survived ten layers: one inode with several names, a device, a name"
-  echo "   that is not UTF-8, and a directory whose earlier contents are hidden."
-  show "ls -la odd/links odd/dev odd/opaque"
-  inside sh -c "cd '$tree/odd' && ls -la links dev opaque" | indent
+  echo "   Some of what survived ten layers: one inode with several names, devices, a name that"
+  echo "   is not UTF-8, and a directory whose earlier contents are hidden."
+  [ "$(id -u)" = 0 ] || echo "   (A plain user can't create devices: an empty file stands for each, and is saved as one.)"
+  show "cd odd && ls -lib fourth links/first links/deep/third dev/* not-utf8* opaque/*"
+  inside sh -c "cd '$tree/odd' && ls -lib fourth links/first links/deep/third dev/* not-utf8* opaque/*" | indent
 fi
 
 step "Write to it" \

@@ -373,26 +373,19 @@ def beside(section, what):
 
 
 def under_containerd(section, what, column):
-    """A row of containerd's table, where the ratio is Vellum's time over overlayfs's."""
-    own, ratio = section.cells(what, column, f"{column} / overlayfs")
-    others = [("its overlayfs", 1 / section.figure(ratio, what))]
+    """A row of containerd's table, where the ratio is overlayfs's time over Vellum's."""
+    own, ratio = section.cells(what, column, f"overlayfs / {column}")
+    others = [("its overlayfs", section.figure(ratio, what))]
     return what, time_text(section.figure(own, what)), others
 
 
 def union(section, what):
-    """A row of the unions: the kernel's overlay and fuse-overlayfs.
-
-    In brackets the table has Vellum's time over the kernel's. Where that has less than two
-    digits, the medians are divided instead.
-    """
-    kernel, own = section.cells(what, "kernel", "vellum", "bare")[:2]
-    inverse = re.search(r"\(([\d.]+)\)", own)
-    if inverse is None:
+    """A row of the unions: the kernel's overlay, whose ratio is in brackets, and fuse-overlayfs."""
+    own = section.cells(what, "vellum", "kernel", "bare")[0]
+    bracket = re.search(r"\(([\d.]+)\)", own)
+    if bracket is None:
         section.fail(f'{what}: no ratio in "{own}"')
-    if float(inverse[1]) >= 0.1:
-        ratio = 1 / float(inverse[1])
-    else:
-        ratio = section.seconds(kernel, what) / section.seconds(own, what)
+    ratio = float(bracket[1])
     for names, rows in section.tables:
         if names == ["what", "vellum", "vellum-ring", "vellum-passthrough"]:
             slower = [section.figure(row[1], what) for row in rows if row[0] == what]
