@@ -288,6 +288,7 @@ fn nothing_is_done_without_a_word() {
     assert!(said.err.contains("created a new store in"), "{said:?}");
     let said = list();
     assert_eq!((said.code, said.err.as_str()), (0, ""));
+    world.ok(&["umount", "box"]);
     for (words, says) in [
         (&["umount", "box"][..], "box is not mounted\n"),
         (&["umount", "--all"], "nothing is mounted\n"),

@@ -121,10 +121,10 @@ impl PlanRefusal {
     pub fn hint(&self) -> String {
         match self {
             Self::TooDeep { .. } => {
-                "build an image with fewer layers: mount the one below it and `vellum import` the tree".into()
+                "leave engine at auto and make /dev/fuse available, or build an image with fewer layers: mount the one below it and `vellum import` the tree".into()
             }
             Self::PageFull { .. } => {
-                "use --mount-method auto on Linux 6.8 or later, a store with a shorter path, or fewer layers".into()
+                "use --mount-method auto on Linux 6.8 or later, leave engine at auto and make /dev/fuse available, or give --root a shorter path".into()
             }
             Self::NoMethod { .. } => "--mount-method auto uses the best one that this kernel has".into(),
             Self::NoOverlay { fs_name, .. } if fs_name == "overlayfs" => {
@@ -134,7 +134,7 @@ impl PlanRefusal {
                 "give --root a directory on a local file system, use --storage-driver native, or leave engine at auto and make /dev/fuse available: the kernel's overlay has no writable layers on a network file system".into()
             }
             Self::NoOverlay { .. } => {
-                "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
+                "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, leave engine at auto and make /dev/fuse available, or use --storage-driver native".into()
             }
             Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, use --storage-driver native, or leave engine at auto".into(),
             Self::NoFuse { .. } => "load the kernel's `fuse` module, or pass /dev/fuse into this container".into(),
