@@ -158,6 +158,7 @@ pub fn mount_locked(
     Ok(Mounted {
         id: Some(record.id.clone()),
         name: record.name.clone(),
+        engine: mounted::engine_at(&path, &mountinfo::read()?),
         path,
         method,
         dead: false,
@@ -184,6 +185,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
         Ok(Mounted {
             id: None,
             name: name.to_owned(),
+            engine: mounted::engine_at(&target, &mountinfo::read()?),
             path: target,
             method: Some(method),
             dead: false,

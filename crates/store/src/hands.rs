@@ -214,13 +214,9 @@ pub(crate) fn warn(layout: &Layout) -> bool {
 /// it: the store's own mode is 0700, and a directory that a plain user created has whatever the
 /// umask left.
 pub(crate) fn close_new_root(root: &Path) -> Result<()> {
-    const STICKY: u32 = 0o1000;
     let dir = layout::dir(root)?;
     let found = dir.stat_self()?;
-    // A directory like /tmp, with others' files in it, stays as it is. A new tmpfs has the same
-    // mode and nothing in it.
-    let shared = found.mode & STICKY != 0 && dir.entries()?.next().is_some();
-    if found.uid == rustix::process::geteuid().as_raw() && found.mode & 0o022 != 0 && !shared {
+    if found.uid == rustix::process::geteuid().as_raw() && found.mode & 0o022 != 0 {
         rooted::set_mode_fd(&dir, found.mode & !0o022)?;
     }
     Ok(())

@@ -69,9 +69,8 @@ impl Verb for Info {
         line(" index", yes(kernel.index))?;
         line(" xino", yes(kernel.xino))?;
         line(" FUSE over io_uring", info.fuse_io_uring)?;
-        line("Mounts", "")?;
-        line(" Method", info.mount_method)?;
-        line(" Most Layers", &info.max_layers.to_string())?;
+        line("Mount Method", info.mount_method)?;
+        line("Most Layers", &info.max_layers.to_string())?;
         line("Rootless", yes(info.rootless))?;
         out.line("Limits:")?;
         for limit in &info.limits {

@@ -119,10 +119,11 @@ fn list(ctx: &Context, output: Output) -> Outcome {
         let row = |mounted: &Mounted| {
             let state = if mounted.dead { " (dead)" } else { "" };
             let path = mounted.path.display();
-            vec![mounted.name.clone(), format!("{path}{state}")]
+            let engine = mounted.engine.to_owned();
+            vec![mounted.name.clone(), engine, format!("{path}{state}")]
         };
         let rows: Vec<_> = all.iter().map(row).collect();
-        out.table(&["CONTAINER", "MOUNTED AT"], &rows)?;
+        out.table(&["CONTAINER", "ENGINE", "MOUNTED AT"], &rows)?;
     }
     out.done()?;
     Ok(DONE)

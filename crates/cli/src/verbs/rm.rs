@@ -15,7 +15,7 @@ pub struct Rm {
     /// Containers to remove
     #[arg(add = complete::containers(), required = true)]
     pub containers: Vec<String>,
-    /// Unmount and remove mounted containers too, without asking
+    /// Unmount and remove mounted containers too
     #[arg(long, short)]
     pub force: bool,
 }

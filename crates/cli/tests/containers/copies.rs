@@ -77,14 +77,14 @@ fn cp_goes_in_and_out_by_dockers_rules() {
     );
 
     for (args, expect) in [
-        (["cp", "box:/nope", "x"], "cannot find /nope"),
+        (["cp", "box:/nope", "x"], "cannot find box:/nope"),
         (
             ["cp", text(&from), "box:/etc/top"],
             "cannot overwrite non-directory",
         ),
         (
             ["cp", text(&out), "box:/no/such/dir"],
-            "cannot find /no/such/dir",
+            "cannot find box:/no/such/dir",
         ),
         (["cp", text(&out), "box:/etc/top/"], "there is no directory"),
     ] {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vellum_store::{ContainerRecord, DriverKind};
-use vellum_sys::mountinfo::{self, FsOptions};
+use vellum_sys::mountinfo::{self, FsOptions, Table};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -28,6 +28,9 @@ pub struct Mounted {
     /// The mount point.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
+    /// Who serves it: `kernel` (its overlay), `vellum` (the engine) or `bind` (a tree that needs
+    /// neither).
+    pub engine: &'static str,
     /// The method by which it was mounted; absent if it already existed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
@@ -51,6 +54,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
             all.push(Mounted {
                 id: Some(record.id.clone()),
                 name: record.name.clone(),
+                engine: engine_at(&path, &table),
                 path,
                 method: None,
                 dead,
@@ -58,6 +62,15 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
         }
     }
     Ok(all)
+}
+
+/// Returns who serves the mount at `path`, as [`Mounted::engine`] has it.
+pub(super) fn engine_at(path: &Path, table: &Table) -> &'static str {
+    match place::latest(path, table).map(|mount| mount.fs_type.as_bytes()) {
+        Some(b"overlay") => "kernel",
+        Some(fs_type) if fs_type == ENGINE_TYPE.as_bytes() => "vellum",
+        _ => "bind",
+    }
 }
 
 /// Tells whether a container is mounted, and must stay so after a temporary mount.

@@ -180,13 +180,25 @@ impl Side {
     pub fn missing(&self) -> Error {
         Error::Io {
             action: "find",
-            path: self.path.clone(),
+            path: self.shown(),
             source: rustix::io::Errno::NOENT.into(),
         }
     }
 
     pub fn not_a_directory(&self) -> Error {
-        invalid(&format!("{} is not a directory", self.path.display()))
+        invalid(&format!("{} is not a directory", self.shown().display()))
+    }
+
+    /// Returns the path as the user writes it: `CONTAINER:PATH` in a container.
+    pub fn shown(&self) -> PathBuf {
+        match &self.container {
+            None => self.path.clone(),
+            Some((record, _)) => {
+                let mut text = OsString::from(format!("{}:", record.name));
+                text.push(&self.path);
+                text.into()
+            }
+        }
     }
 
     /// Tells whether the path ends with `/` or `/.`: it means a directory, or a directory's

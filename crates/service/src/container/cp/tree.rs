@@ -23,10 +23,10 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
     let found = from.source(follow)?;
     let Some(target) = to.find(Last::Follow)? else {
         if to.ends_as_directory() && !found.is_dir() {
-            return Err(invalid(&format!(
-                "there is no directory {}",
-                to.path.display()
-            )));
+            return Err(Error::Invalid {
+                what: format!("there is no directory {}", to.shown().display()),
+                hint: Some("make it first, or leave out the last `/` to name the copy".into()),
+            });
         }
         let (dir, name) = to.vacant()?;
         return one(placing, &found, &dir, &name);
@@ -41,12 +41,12 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
         }
         FileKind::Char | FileKind::Block => Err(invalid(&format!(
             "{} is a device: only a directory or a file can be overwritten",
-            to.path.display()
+            to.shown().display()
         ))),
         _ if found.is_dir() => Err(invalid(&format!(
             "cannot overwrite non-directory {} with directory {}",
-            to.path.display(),
-            from.path.display()
+            to.shown().display(),
+            from.shown().display()
         ))),
         _ => one(placing, &found, &target.dir, target.file_name()?),
     }

@@ -35,7 +35,7 @@ pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static
         .ok_or_else(|| {
             invalid(&format!(
                 "the destination {} must be a directory",
-                to.path.display()
+                to.shown().display()
             ))
         })?;
     let limits = Limits::default();
