@@ -40,9 +40,7 @@ lacks() { # PACKAGE CRATE...
   crates=$(IFS='|'; echo "$*")
   ! cargo tree --locked --package "$package" --no-default-features --edges normal,build --prefix none | grep -E "^($crates) "
 }
-# The client tests start daemons, which share the cores with the other tests, so the
-# number of test threads stays at cargo's default.
-stage_test() { cargo test --workspace --locked --no-fail-fast; }
+stage_test() { scripts/run-tests.py; }
 stage_kernels() {
   local kernel ended=0
   if [ "$(id -u)" != 0 ]; then
