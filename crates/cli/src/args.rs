@@ -25,7 +25,7 @@ pub mod tree;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Store directory, created if missing [default: /var/lib/vellum, or ~/.local/share/vellum for
+    /// Store directory, created by the first image or container [default: /var/lib/vellum, or ~/.local/share/vellum for
     /// a plain user]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,

@@ -88,10 +88,7 @@ fn offered(kinds: &[fn(&Context) -> Names]) -> Vec<CompletionCandidate> {
     let Ok(config) = config::resolve(&around, None, Partial::default()) else {
         return Vec::new();
     };
-    if !config.root.value.exists() {
-        return Vec::new();
-    }
-    let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
+    let ctx = Context::new(config, Cancel::new(), Arc::new(Silent)).on_an_existing_store();
     let names = kinds
         .iter()
         .flat_map(|names| names(&ctx).unwrap_or_default());

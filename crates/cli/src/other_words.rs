@@ -21,12 +21,42 @@ const PRUNES: &str = "`vellum gc` removes what nothing needs, but neither images
 /// options, and what to use instead.
 const OPTIONS: &[(&[&str], &[&str], &str)] = &[
     (
+        &["mount"],
+        &["-o", "--options"],
+        "`--read-only`, or `--mount-opt NAME=VALUE` before the verb",
+    ),
+    (
+        &["umount"],
+        &["-l", "--lazy"],
+        "`--force` detaches a mount that is in use",
+    ),
+    (
+        &["rm"],
+        &["-v", "--volumes"],
+        "leave it out: `vellum volume rm` removes volumes",
+    ),
+    (
+        &["rm"],
+        &["-a", "--all"],
+        "`vellum ls --ids | xargs vellum rm` removes all that are not in use",
+    ),
+    (
+        &["create"],
+        &["-v", "--volume", "-e", "--env", "-i", "-t", "-it"],
+        "`vellum run` and `vellum bundle` take it: a container of Vellum is a tree, without a process",
+    ),
+    (
         &["images", "ls", "ps", "info", "df", "inspect", "history"],
         &["--format"],
         "`--json` prints everything, for `jq`",
     ),
     (
-        &["images", "ls", "ps"],
+        &["images"],
+        &["--filter", "-f"],
+        "write a part of the name, or a pattern: `vellum images 'debian:*'`",
+    ),
+    (
+        &["ls", "ps"],
         &["--filter", "-f"],
         "write a part of the name, or a pattern: `vellum ls 'web-*'`",
     ),

@@ -114,6 +114,8 @@ pub struct Start<'a> {
     pub settings: Partial,
     /// Whether the verb uses the store, for which a plain user's process enters a namespace.
     pub needs_store: bool,
+    /// Whether the store is created if it is missing.
+    creates_a_store: bool,
     /// Whether Ctrl-C is left to a command that the verb runs, and doesn't stop this process.
     pub leaves_ctrl_c: bool,
     /// Whether only results and errors are printed, and no messages.
@@ -132,10 +134,19 @@ impl<'a> Start<'a> {
             started,
             settings: Partial::default(),
             needs_store: true,
+            creates_a_store: false,
             leaves_ctrl_c: false,
             quiet: global.quiet,
             lists_ids: is_quiet_after_the_verb(&started.arguments),
             global,
+        }
+    }
+
+    /// Says whether the verb creates a missing store.
+    pub fn on_a_store(self, creates_a_store: bool) -> Start<'a> {
+        Start {
+            creates_a_store,
+            ..self
         }
     }
 
@@ -174,7 +185,11 @@ impl<'a> Start<'a> {
         } else {
             Arc::new(Bars::new())
         };
-        Ok(Context::new(config, cancel, progress))
+        let context = Context::new(config, cancel, progress);
+        Ok(match self.creates_a_store {
+            true => context,
+            false => context.on_an_existing_store(),
+        })
     }
 
     /// Returns the settings given by flags, both the global ones and the verb's own.

@@ -77,6 +77,9 @@ pub trait Verb: Sized {
     const GROUP: Group;
     /// The examples that open its help pages.
     const EXAMPLES: Examples;
+    /// Whether it can be the first on a store, which it then creates: the verbs that put something
+    /// in. For others, a missing store is probably a typing error, or a disk that isn't mounted.
+    const CREATES_A_STORE: bool = false;
     /// A note on its exit codes, if it has its own.
     const CODES: &'static str = "";
 
@@ -178,7 +181,9 @@ macro_rules! verbs {
             /// Runs the verb.
             pub fn run(self, start: Start<'_>) -> Outcome {
                 match self {
-                    $($(#[cfg($built)])? Self::$Verb(verb) => verb.run(start),)+
+                    $($(#[cfg($built)])? Self::$Verb(verb) => {
+                        verb.run(start.on_a_store(<$file::$Verb as Verb>::CREATES_A_STORE))
+                    })+
                     Self::Other(words) => Err(Failure::misused(other_words::told(&words))),
                 }
             }

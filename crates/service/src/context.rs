@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use vellum_store::{Store, StoreOptions};
+use vellum_store::{Class, Store, StoreOptions};
 use vellum_sys::{Cancel, Process};
 
 use crate::config::{Config, Driver, Engine, Source};
@@ -27,6 +27,8 @@ pub struct Context {
     pub process: Process,
     /// The listener to progress.
     pub progress: Arc<dyn Progress>,
+    /// Whether the store is created if it is missing.
+    creates: bool,
     store: OnceLock<Opened>,
 }
 
@@ -47,7 +49,16 @@ impl Context {
             cancel,
             process: Process::read(),
             progress,
+            creates: true,
             store: OnceLock::new(),
+        }
+    }
+
+    /// The same, for work that makes no sense on a new store: a missing one is an error.
+    pub fn on_an_existing_store(self) -> Self {
+        Self {
+            creates: false,
+            ..self
         }
     }
 
@@ -55,7 +66,7 @@ impl Context {
     /// about ten stat(2).
     ///
     /// Errors: [`Error::Covered`], [`Error::Unmounted`] and [`Error::Replaced`] as long as its
-    /// directories can't be seen.
+    /// directories can't be seen; [`Error::NoStore`].
     pub fn store(&self) -> Result<&Store> {
         if let Some(opened) = self.store.get() {
             opened.seen.again(self.run_dir())?;
@@ -64,7 +75,14 @@ impl Context {
         let options = self.store_options();
         home::verify(self.root(), self.run_dir())?;
         let is_new = !self.root().join("vellum.db").exists();
-        let store = Store::open(&options)?;
+        let store = match Store::open(&options) {
+            Err(error) if is_new && !self.creates && error.class() == Class::NotFound => {
+                return Err(Error::NoStore {
+                    root: self.root().to_owned(),
+                });
+            }
+            store => store?,
+        };
         home::note(self.root(), self.run_dir(), &store.uuid()?)?;
         if is_new {
             let root = self.root().display();
@@ -80,6 +98,7 @@ impl Context {
     pub(crate) fn store_options(&self) -> StoreOptions {
         let driver = &self.config.storage_driver;
         StoreOptions {
+            create: self.creates,
             driver: driver.value,
             fallback: (driver.source == Source::Default).then_some(Driver::Native),
             any_file_system: self.config.engine.value != Engine::Kernel

@@ -232,6 +232,13 @@ pub enum Error {
         total: usize,
     },
 
+    /// There is no store, and the command doesn't create one.
+    #[error("there is no vellum store in {}", root.display())]
+    NoStore {
+        /// The root.
+        root: PathBuf,
+    },
+
     /// The user asked to stop.
     #[error("stopped")]
     Cancelled,
@@ -424,6 +431,10 @@ impl Error {
                  some systems forbid it: see `sysctl kernel.unprivileged_userns_clone user.max_user_namespaces`"
                     .into(),
             ),
+            Self::NoStore { .. } => Some(
+                "check --root and VELLUM_ROOT, and that its disk is mounted; `vellum load`, `pull`, `import` and `create` make a new one"
+                    .into(),
+            ),
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
             Self::Overlay(e) if e.hint().is_some() => e.hint().map(str::to_owned),
@@ -476,6 +487,7 @@ impl Error {
             | Self::Replaced { .. }
             | Self::Namespace(_)
             | Self::Program { .. }
+            | Self::NoStore { .. }
             | Self::Several { .. } => Class::Failed,
         }
     }

@@ -40,6 +40,7 @@ pub struct Adopt {
 
 impl Verb for Adopt {
     const GROUP: Group = Group::Images;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum adopt /var/lib/docker --dry-run      list what is there and what is orphaned

@@ -50,6 +50,7 @@ pub struct Create {
 
 impl Verb for Create {
     const GROUP: Group = Group::Containers;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum create debian:12 --name box

@@ -36,6 +36,7 @@ pub struct Import {
 
 impl Verb for Import {
     const GROUP: Group = Group::Images;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum import ./rootfs base:1 --change 'CMD [\"/bin/sh\"]'

@@ -20,6 +20,7 @@ pub struct Info {
 
 impl Verb for Info {
     const GROUP: Group = Group::Store;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum info

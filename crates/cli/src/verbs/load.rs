@@ -41,6 +41,7 @@ pub struct Load {
 
 impl Verb for Load {
     const GROUP: Group = Group::Images;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum load debian.tar

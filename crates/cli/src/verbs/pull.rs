@@ -34,6 +34,7 @@ pub struct Pull {
 
 impl Verb for Pull {
     const GROUP: Group = Group::Images;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[(
         "",
         "  vellum pull debian:12

@@ -18,7 +18,7 @@ use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
 use crate::{complete, exit_code, other_words, report};
 
-/// Run a command in a container
+/// Run a command in a container, without network unless it asks for the host's
 #[derive(Debug, Args)]
 #[command(override_usage = "vellum run [OPTIONS] IMAGE [COMMAND]...
        vellum run [OPTIONS] --container <NAME> COMMAND...")]
@@ -71,6 +71,7 @@ impl Verb for Run {
         "",
         "  vellum run --rm debian:12 cat /etc/os-release
   vellum run --rm -it debian:12 bash
+  vellum run --rm --network host debian:12 apt-get update
   vellum run --rm -v ./src:/src:ro -v cache:/var/cache -e MODE=fast debian:12 make -C /src
   vellum run --container box ls /",
     )];

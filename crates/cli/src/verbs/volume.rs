@@ -56,6 +56,7 @@ pub struct VolumeRm {
 
 impl Verb for Volume {
     const GROUP: Group = Group::Containers;
+    const CREATES_A_STORE: bool = true;
     const EXAMPLES: Examples = &[
         (
             "",
