@@ -57,6 +57,11 @@ impl Out {
         Ok(())
     }
 
+    /// Writes what is buffered, for a result that comes bit by bit.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        self.0.flush().map_err(Failure::Output)
+    }
+
     /// Flushes the buffer.
     pub fn done(mut self) -> Result<(), Failure> {
         self.0.flush().map_err(Failure::Output)

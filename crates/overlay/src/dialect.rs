@@ -9,7 +9,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vellum_format::{Mark, Prefix, wh, workdir};
@@ -130,7 +130,7 @@ fn known_or_seen(options: &MountOptions, upper: &Dir, work: Option<&Dir>) -> Res
 
 /// What an upper's marks say about its writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sign {
+pub(super) enum Sign {
     /// An overlay that marks with devices 0:0 and `overlay.*` attributes.
     Kernel,
     /// A writer that hides names with `.wh.` files: fuse-overlayfs without privilege, or an
@@ -144,7 +144,7 @@ enum Sign {
 ///
 /// fuse-overlayfs may write both, so its own marks come first. A `.wh.` name next to the kernel's
 /// marks is an ordinary name.
-fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
+pub(super) fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     let on_root = match xattr::list_fd(upper) {
         Ok(names) => names,
         // Then it has no marks that count.
@@ -192,6 +192,52 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
         (false, true) => Sign::Names,
         (false, false) => Sign::None,
     })
+}
+
+/// Returns the namespace in which an upper has marks; `None` if it has none.
+///
+/// If it has marks in both, those are the overlay's that users can't set.
+pub(super) fn prefix_of(upper: &Dir, work: Option<&Dir>) -> Result<Option<Prefix>> {
+    let mut found = None;
+    let mut note = |names: vellum_sys::Result<Vec<OsString>>| {
+        for name in names.unwrap_or_default() {
+            for prefix in Prefix::ALL {
+                if prefix.is_control(&name) {
+                    found = match found {
+                        Some(Prefix::Trusted) => found,
+                        _ => Some(prefix),
+                    };
+                }
+            }
+        }
+        found == Some(Prefix::Trusted)
+    };
+    if note(xattr::list_fd(upper)) {
+        return Ok(found);
+    }
+    if let Some(index) = work.and_then(|work| work.open_dir(workdir::INDEX).ok())
+        && note(xattr::list_fd(&index))
+    {
+        return Ok(found);
+    }
+    // By paths, so that neither depth nor width costs descriptors. What is too deep to be reached
+    // this way is not where an overlay has its only mark.
+    let mut left = vec![PathBuf::new()];
+    while let Some(path) = left.pop() {
+        // The check will report what can't be read.
+        let Ok(dir) = upper.open_dir_quietly(&path) else {
+            continue;
+        };
+        for entry in dir.entries()?.flatten() {
+            if note(xattr::list(&dir, &entry.name)) {
+                return Ok(found);
+            }
+            if entry.kind == FileKind::Dir {
+                left.push(path.join(&entry.name));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Tells whether the work directory was the kernel's overlay's: the kernel creates directories in

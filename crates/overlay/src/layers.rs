@@ -89,7 +89,7 @@ fn open_lowers(
         asked => asked,
     };
     let mut open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
-        let dir = lower_dir(path)?;
+        let dir = layer_dir(path)?;
         let record = beside.find(path);
         if let Some(record) = &record
             && record.has_maps
@@ -179,7 +179,7 @@ fn beneath_id_map(path: &Path, table: &mountinfo::Table) -> Option<PathBuf> {
     plain.next()
 }
 
-fn open_dir(path: &Path) -> Result<Dir> {
+pub(crate) fn open_dir(path: &Path) -> Result<Dir> {
     Dir::open(path).map_err(|error| match error.is_not_found() {
         true => Error::Invalid {
             what: format!("there is no layer {}", path.display()),
@@ -189,10 +189,10 @@ fn open_dir(path: &Path) -> Result<Dir> {
     })
 }
 
-/// Opens a lower layer as its own file system has it, as the kernel's overlay sees its layers:
+/// Opens a layer to be read as its own file system has it, as the kernel's overlay sees its layers:
 /// without the mounts in it (above all the union itself) and without updating access times. A
 /// process without the privilege for such a view gets the directory as it is.
-fn lower_dir(path: &Path) -> Result<Dir> {
+pub(crate) fn layer_dir(path: &Path) -> Result<Dir> {
     let dir = open_dir(path)?;
     match mount::without_submounts(&dir) {
         Ok(view) => Ok(view),
@@ -227,7 +227,7 @@ pub fn apart_from(target: &Path, options: &MountOptions) -> Result<()> {
 }
 
 /// Records are read if the caller asks for it, or if the layer's own root has one.
-fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
+pub(crate) fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
     if options.records {
         return Ok(Records::Read);
     }

@@ -5,6 +5,7 @@
 //!   misspelled words;
 //! * [`layers`]: turns directories into layers with dialects, and decides whose marks are followed;
 //!   [`dialect`]: how an upper writes its own;
+//! * [`fsck`]: checks the directories of a union that is not mounted;
 //! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's
 //!   layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;
@@ -19,6 +20,7 @@
 pub mod daemon;
 pub mod dialect;
 pub mod error;
+pub mod fsck;
 pub mod layers;
 pub mod names;
 pub mod options;

@@ -27,9 +27,16 @@ pub(crate) use entry::Draft;
 use entry::Effect::{Bytes, Dir, OnOff, Text, Word};
 use entry::{MountOption, option};
 pub use given::BadOption;
+
 use given::{Given, lower_list, needed};
 pub use kinds::{Access, Manners, Redirects, Settle, Trust, WhFiles};
 pub use list::listed;
+
+/// Reads a list of lower layers as `lowerdir=` takes it: the ordinary ones, top first, and the
+/// data-only ones. Errors if a name is empty.
+pub fn layer_list(value: &OsStr) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BadOption> {
+    lower_list(value.as_bytes(), Manners::Own)
+}
 
 /// Files of at least this size are copied up block by block.
 ///

@@ -65,6 +65,11 @@ impl LayerRecord {
         Ok(read.filter(|record| record.upper_ino == ino))
     }
 
+    /// Returns the inode number of the upper that the work directory `work` has a record of.
+    pub(super) fn upper_in(work: &Dir) -> Option<u64> {
+        read(work).map(|(record, _)| record.upper_ino)
+    }
+
     /// Whether its marks are `user.overlay.*`.
     pub(super) fn userxattr(&self) -> bool {
         self.userxattr

@@ -18,6 +18,7 @@
 //! check again.
 
 mod holders;
+mod servers;
 mod statmount;
 mod table;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use self::text::unescape;
 use crate::{Error, Result};
 
 pub use holders::{Holder, find_holders, find_overlay_holders};
+pub use servers::{FuseServer, find_fuse_servers};
 pub use table::Table;
 pub use text::parse;
 

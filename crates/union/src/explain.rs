@@ -67,10 +67,7 @@ impl Stack {
             let Component::Normal(name) = component else {
                 continue;
             };
-            let heard = Heard {
-                layers: Layers::of(self),
-                statements: RefCell::new(Vec::new()),
-            };
+            let heard = Heard::of(self);
             // Once for the statements, once for the node: an explanation need not be fast.
             let outcome = self
                 .merge_with(&heard, &node, name)
@@ -78,7 +75,7 @@ impl Stack {
             last = Explanation {
                 outcome,
                 path: node.path().join(name),
-                statements: heard.statements.into_inner(),
+                statements: heard.statements(),
             };
             match &last.outcome {
                 Ok(Some(child)) => node = child.clone(),
@@ -90,9 +87,23 @@ impl Stack {
 }
 
 /// Forwards questions to the layers and records the answers.
-struct Heard<'a> {
+pub(crate) struct Heard<'a> {
     layers: Layers<'a>,
     statements: RefCell<Vec<Statement>>,
+}
+
+impl<'a> Heard<'a> {
+    pub fn of(stack: &'a Stack) -> Heard<'a> {
+        Heard {
+            layers: Layers::of(stack),
+            statements: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Returns what the layers said, in order.
+    pub fn statements(self) -> Vec<Statement> {
+        self.statements.into_inner()
+    }
 }
 
 impl Ask for Heard<'_> {

@@ -8,7 +8,7 @@
 //! Start reading at [`resolve`]: one pure function, [`resolve::merge`], decides about one name,
 //! asking each layer only when its answer matters. [`Stack`] asks real layers through it, for
 //! lookup, listing and walks; [`changes()`] reads the top layer alone and asks below; [`compare`]
-//! reads two whole unions.
+//! reads two whole unions; [`fsck`] checks every mark of an overlay.
 //!
 //! Invariants:
 //! * A tree is untrusted data: a mark that can't be true (or may not be followed there) is an
@@ -26,6 +26,7 @@ pub mod engine;
 mod error;
 mod explain;
 mod fold;
+pub mod fsck;
 mod layer;
 mod left_behind;
 mod link_groups;

@@ -141,6 +141,16 @@ impl<'a> Reader<'a> {
 
     /// Returns the root directory.
     pub fn root(&self) -> Result<DirAt> {
+        let root = self.unmarked_root()?;
+        let opaque = self.parsed((&*root.dir, None), Mark::Opaque, Opaque::parse)?;
+        Ok(DirAt {
+            xattr_whiteouts: opaque == Some(Opaque::XattrWhiteouts),
+            ..root
+        })
+    }
+
+    /// Returns the root directory without reading its marks.
+    pub fn unmarked_root(&self) -> Result<DirAt> {
         let dir = self.layer.root();
         let stat = dir.stat(None).and_then(|stat| {
             stat.ok_or_else(|| {
@@ -152,11 +162,10 @@ impl<'a> Reader<'a> {
             })
         });
         let stat = stat.on(self)?;
-        let opaque = self.parsed((&*dir, None), Mark::Opaque, Opaque::parse)?;
         Ok(DirAt {
             dir,
             stat,
-            xattr_whiteouts: opaque == Some(Opaque::XattrWhiteouts),
+            xattr_whiteouts: false,
         })
     }
 

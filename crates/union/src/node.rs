@@ -305,6 +305,13 @@ impl Node {
         }
     }
 
+    /// Returns whether a directory has this share: layer, device and inode number.
+    pub(crate) fn has_part(&self, (layer, dev, ino): (usize, u64, u64)) -> bool {
+        let is_it =
+            |part: &Part<DirAt>| part.layer == layer && part.dir.stat.identity() == (dev, ino);
+        self.parts().iter().any(is_it)
+    }
+
     /// Closes a directory's descriptors; they are opened again when needed.
     pub(crate) fn release(&self) {
         for part in self.parts() {

@@ -58,6 +58,34 @@ impl Stack {
         })
     }
 
+    /// As [`Stack::with_data_layers`], for a check: a malformed mark on a root, which a reader
+    /// refuses, counts as none here.
+    pub(crate) fn to_check(
+        layers: Vec<Arc<dyn Layer>>,
+        data_layers: Vec<Arc<dyn Layer>>,
+    ) -> Result<Stack> {
+        if layers.is_empty() {
+            return Err(Error::NoLayers);
+        }
+        let root = |(layer, tree): (usize, &Arc<dyn Layer>)| {
+            let dir = match Reader::new(&**tree).root() {
+                Err(Error::Mark { .. }) => Reader::new(&**tree).unmarked_root(),
+                read => read,
+            };
+            dir.map(|dir| Part { layer, dir })
+        };
+        let roots = layers
+            .iter()
+            .enumerate()
+            .map(root)
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Stack {
+            layers: layers.into(),
+            data_layers: data_layers.into(),
+            roots: roots.into(),
+        })
+    }
+
     /// Returns the union without its top layer, or `None` if it has only one.
     pub fn below(&self) -> Option<Stack> {
         let roots: Vec<_> = self.roots[1..]

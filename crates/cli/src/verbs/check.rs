@@ -1,4 +1,5 @@
 //! `check`: compares records and trees. The exit code is 1 if a problem was found and not repaired.
+//! With `--layers`, in `check/layers.rs`, it is about an overlay's directories, and needs no store.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,9 @@ use crate::out::{self, stdout};
 use crate::report;
 use crate::start::Start;
 
-/// Verify the store: its database against what is on disk
+mod layers;
+
+/// Verify the store, or an overlay's directories
 #[derive(Debug, Args)]
 pub struct Check {
     /// Repair what holds no data: short links, lists of lower layers, record files, modes
@@ -37,6 +40,9 @@ pub struct Check {
     #[arg(long, short, requires = "rebuild")]
     pub force: bool,
     #[command(flatten)]
+    /// Directories to check in place of the store
+    pub overlay: layers::Overlay,
+    #[command(flatten)]
     /// How results are printed
     pub output: Output,
 }
@@ -49,10 +55,15 @@ impl Verb for Check {
   vellum check --heal --deep
   vellum check --trees                    is every file as its image says?
   vellum check --trees --image debian:12
-  vellum check --rebuild                  when the database is lost",
+  vellum check --rebuild                  when the database is lost
+  vellum check --layers /layers/top:/layers/base --upper /up --work /work",
     )];
 
-    fn run(self, start: Start<'_>) -> Outcome {
+    fn run(self, mut start: Start<'_>) -> Outcome {
+        if let Some(lowers) = &self.overlay.layers {
+            start.needs_store = false;
+            return layers::run(lowers, &self.overlay, self.output, &start);
+        }
         let ctx = &start.context()?;
         let quiet = start.quiet;
         if self.rebuild {
