@@ -24,6 +24,7 @@ mod inspect;
 mod list;
 mod load;
 mod names;
+pub(crate) mod offered;
 mod pack;
 #[cfg(feature = "registry")]
 mod pull;
