@@ -45,6 +45,8 @@ impl Store {
         make_dir(&path, 0o700)?;
         let dir = layout::dir(&path)?;
         let root = layout::dir(self.layout().root())?;
+        // What is moved here must not be lost with the directory.
+        root.sync()?;
         hands::on_the_store(&path, &root.stat_self()?, &dir.stat_self()?)?;
         let lock = Lock::wait(OwnedFd::from(dir.dup()?), Sharing::Exclusive)?;
         Ok(Attic { dir, _lock: lock })

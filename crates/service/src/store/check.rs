@@ -8,9 +8,11 @@
 //! is damaged, the recipe is checked by itself first, since it can be restored without touching the
 //! layer.
 
+mod live;
 mod repair;
 mod trees;
 
+pub use live::StaleMount;
 pub use repair::{Outcome, RepairRequest};
 
 use std::collections::HashSet;
@@ -76,6 +78,9 @@ pub struct Wrong {
     /// What a repair did about it.
     #[serde(flatten)]
     pub outcome: Option<Outcome>,
+    /// If it is a mount that goes on showing what was repaired.
+    #[serde(flatten)]
+    pub stale: Option<StaleMount>,
 }
 
 /// What differs in a layer's tree. The JSON field names are stable.
@@ -107,6 +112,7 @@ impl Wrong {
             healed: false,
             in_tree: None,
             outcome: None,
+            stale: None,
         }
     }
 }

@@ -27,6 +27,7 @@ use vellum_sys::mountinfo;
 use vellum_sys::publish::sync_fs;
 use vellum_sys::{Cancel, Dir, FileKind, with_causes};
 
+use super::live::{self, Stale};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::offered::{Offered, pass_tar};
@@ -103,19 +104,29 @@ impl Job<'_> {
 pub(super) struct Repairs<'a> {
     ctx: &'a Context,
     store: &'a Store,
-    request: &'a RepairRequest,
-    /// Where things are moved; opened when the first is.
+    /// Where things are moved, held from before the first look: another repair's outlines share
+    /// inodes with the trees. `None` in a dry run.
     attic: Option<Attic>,
     offered: Vec<Offered>,
     /// The blobs that layers came as.
     blobs: HashMap<SnapshotKey, Vec<Digest>>,
     /// Layers that were right, or are now.
     right: HashSet<SnapshotKey>,
+    stale: Stale,
 }
 
 impl<'a> Repairs<'a> {
     /// Opens the sources. Errors: one can't be used.
-    pub fn open(ctx: &'a Context, store: &'a Store, request: &'a RepairRequest) -> Result<Self> {
+    pub fn open(ctx: &'a Context, store: &'a Store, request: &RepairRequest) -> Result<Self> {
+        let attic = match request.dry_run {
+            true => None,
+            false => {
+                let attic = store.attic()?;
+                // So do those that a killed repair left.
+                store.sweep()?;
+                Some(attic)
+            }
+        };
         let offered = request.from.iter().map(|text| Offered::open(ctx, text));
         let offered = offered.collect::<Result<Vec<_>>>()?;
         let mut blobs: HashMap<SnapshotKey, Vec<Digest>> = HashMap::new();
@@ -129,12 +140,17 @@ impl<'a> Repairs<'a> {
         Ok(Self {
             ctx,
             store,
-            request,
-            attic: None,
+            attic,
             offered,
             blobs,
             right: HashSet::new(),
+            stale: Stale::read(ctx)?,
         })
+    }
+
+    /// Returns the mounts that must be made anew.
+    pub fn into_stale(self) -> Stale {
+        self.stale
     }
 
     /// Repairs a layer, or says what would be done. Returns what differed and, if it was changed,
@@ -176,25 +192,94 @@ impl<'a> Repairs<'a> {
         job: &mut Job<'_>,
         before: &[Difference],
     ) -> Result<Vec<(Difference, Outcome)>> {
-        let (ctx, store) = (self.ctx, self.store);
+        let ctx = self.ctx;
+        if self.attic.is_none() {
+            return self.foresee(job, before);
+        }
+        let showing = live::showing(ctx, self.store, job.info)?;
+        let name = names::short_key(&job.info.key.to_string());
+        let noticed = self.stale.note(ctx, &showing, &name, before)?;
+        let mut known = before.to_vec();
+        let mut now = known.clone();
+        let mut done = BTreeMap::new();
+        for _ in 0..ROUNDS {
+            merge(&mut done, self.round(job, &now)?);
+            now = job.compare(&ctx.cancel)?;
+            // A name that is there again may show what else is wrong with its file.
+            let fresh = now
+                .iter()
+                .filter(|one| !known.iter().any(|had| same(had, one)));
+            let fresh: Vec<Difference> = fresh.cloned().collect();
+            if fresh.is_empty() {
+                break;
+            }
+            known.extend(fresh);
+            self.stale.note(ctx, &showing, &name, &known)?;
+        }
+        let outcomes = outcomes(&known, &now, &done);
+        let replaced = done.iter().filter(|(_, mended)| mended.replaced);
+        let replaced = replaced.map(|(path, _)| path.clone()).collect();
+        let stale = &mut self.stale;
+        stale.correct(ctx, &showing, &name, &outcomes, &replaced, noticed)?;
+        Ok(outcomes)
+    }
+
+    /// Says what would be done.
+    fn foresee(
+        &self,
+        job: &Job<'_>,
+        differences: &[Difference],
+    ) -> Result<Vec<(Difference, Outcome)>> {
+        self.prepared(job, differences, |repair, _| {
+            Ok(foresee(&repair, differences))
+        })
+    }
+
+    /// Changes the tree once, syncs it and reads it again.
+    fn round(
+        &self,
+        job: &mut Job<'_>,
+        differences: &[Difference],
+    ) -> Result<BTreeMap<PathBuf, Mended>> {
+        let done = self.prepared(job, differences, |repair, tree| {
+            let Some(attic) = &self.attic else {
+                return Ok(BTreeMap::new());
+            };
+            let layer = &names::short_key(&job.info.key.to_string());
+            let done = repair.carry_out(&mut ToAttic { attic, layer })?;
+            attic.sync()?;
+            sync_fs(tree)?;
+            Ok(done)
+        })?;
+        let cancel = &self.ctx.cancel;
+        job.outlined.look_again(job.recipe, job.tree, cancel)?;
+        Ok(done)
+    }
+
+    /// Plans a repair, looks for what it needs, and passes it to `then` with the tree to change.
+    fn prepared<T>(
+        &self,
+        job: &Job<'_>,
+        differences: &[Difference],
+        then: impl FnOnce(Repair<'_>, &Dir) -> Result<T>,
+    ) -> Result<T> {
         let tree = writable(job.place)?;
         let census = OnceCell::new();
         let elsewhere = |identity: (u64, u64)| {
-            let all = census.get_or_init(|| shared_names(store, job.info));
+            let all = census.get_or_init(|| shared_names(self.store, job.info));
             all.get(&identity).copied().unwrap_or(0)
         };
-        let damaged = Damaged {
+        let mut repair = Repair::plan(Damaged {
             outline: job.outline,
             outlined: job.outlined,
             inherited: job.below.map(|(contents, _)| contents),
             tree: &tree,
-            differences: before,
+            differences,
             unsaid: job.unsaid,
             root_time: job.root_time,
             elsewhere: &elsewhere,
-            cancel: &ctx.cancel,
-        };
-        let mut repair = Repair::plan(damaged)?;
+            cancel: &self.ctx.cancel,
+        })?;
         let mut layers: Vec<Option<usize>> = repair.needs().iter().map(|n| n.layer).collect();
         layers.sort_unstable();
         layers.dedup();
@@ -204,23 +289,7 @@ impl<'a> Repairs<'a> {
             }
         }
         repair.seal()?;
-        if self.request.dry_run {
-            return Ok(foresee(&repair, before));
-        }
-        let attic = match self.attic.take() {
-            Some(attic) => attic,
-            None => store.attic()?,
-        };
-        let attic = &*self.attic.insert(attic);
-        let done = repair.carry_out(&mut ToAttic {
-            attic,
-            layer: &names::short_key(&job.info.key.to_string()),
-        })?;
-        attic.sync()?;
-        sync_fs(&tree)?;
-        job.outlined.look_again(job.recipe, job.tree, &ctx.cancel)?;
-        let after = job.compare(&ctx.cancel)?;
-        Ok(outcomes(before, &after, &done))
+        then(repair, &tree)
     }
 
     /// Looks for the contents of one layer that are needed.
@@ -469,14 +538,31 @@ fn foresee(repair: &Repair<'_>, before: &[Difference]) -> Vec<(Difference, Outco
     before.iter().map(one).collect()
 }
 
-/// Says what became of each difference: those that are gone are repaired, and those that are there
-/// now are left.
+/// How often a layer is looked at again for what the first repair has uncovered.
+const ROUNDS: usize = 3;
+
+fn same(a: &Difference, b: &Difference) -> bool {
+    a.path == b.path && a.aspect == b.aspect
+}
+
+/// Adds what another round has done.
+fn merge(all: &mut BTreeMap<PathBuf, Mended>, more: BTreeMap<PathBuf, Mended>) {
+    for (path, more) in more {
+        let one = all.entry(path).or_default();
+        one.from = more.from.or(one.from.take());
+        one.moved_to = more.moved_to.or(one.moved_to.take());
+        one.replaced |= more.replaced;
+        one.left = more.left;
+    }
+}
+
+/// Says what became of each difference that was ever seen: those that are gone are repaired, and
+/// those that are there now are left.
 fn outcomes(
     before: &[Difference],
     after: &[Difference],
     done: &BTreeMap<PathBuf, Mended>,
 ) -> Vec<(Difference, Outcome)> {
-    let same = |a: &Difference, b: &Difference| a.path == b.path && a.aspect == b.aspect;
     let mut all = Vec::new();
     for difference in before {
         let mended = done.get(&difference.path).cloned().unwrap_or_default();
@@ -486,26 +572,20 @@ fn outcomes(
             repaired: !left,
             from: mended.from.filter(|_| !left),
             moved_to: mended.moved_to,
-            left: left.then(|| why.unwrap_or_else(|| "it still differs".to_owned())),
+            left: left.then(|| why.unwrap_or_else(|| still(difference, done))),
             ..Outcome::default()
         };
         all.push((difference.clone(), outcome));
     }
-    for now in after {
-        if before.iter().any(|difference| same(now, difference)) {
-            continue;
-        }
-        // Below something that is there again, or a consequence.
-        let mut above = now.path.ancestors();
-        let why = above.find_map(|path| done.get(path).and_then(|mended| mended.left.clone()));
-        let outcome = Outcome {
-            left: Some(why.unwrap_or_else(|| "it differs since the repair".to_owned())),
-            ..Outcome::default()
-        };
-        all.push((now.clone(), outcome));
-    }
     all.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
     all
+}
+
+/// Says why something still differs that has no reason of its own: perhaps what is above it does.
+fn still(difference: &Difference, done: &BTreeMap<PathBuf, Mended>) -> String {
+    let mut above = difference.path.ancestors();
+    let why = above.find_map(|path| done.get(path)?.left.clone());
+    why.unwrap_or_else(|| "it still differs".to_owned())
 }
 
 /// Counts the names of inodes in the other trees of a driver whose trees share files, and in what

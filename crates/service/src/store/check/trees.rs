@@ -29,6 +29,7 @@ use vellum_store::{
 use vellum_sys::{Dir, Process, with_causes};
 use vellum_union::{DirLayer, Layer};
 
+use super::live;
 use super::repair::{Job, Outcome, Repairs};
 use super::{CheckRequest, InTree, RecipeState, Unverified, Wrong, of_recipe, sound_recipe};
 use crate::context::Context;
@@ -90,7 +91,25 @@ pub(super) fn check(ctx: &Context, store: &Store, request: &CheckRequest) -> Res
         // Nothing is wrong with an image that was removed meanwhile, but it wasn't verified either.
         names::image(ctx, text)?;
     }
-    Ok(verifier.result)
+    let Verifier {
+        levels,
+        whole,
+        repairs,
+        mut result,
+        ..
+    } = verifier;
+    // Another repair begins when the outlines are gone.
+    drop((levels, whole));
+    let stale = match repairs {
+        Some(repairs) => repairs.into_stale(),
+        None => live::Stale::read(ctx)?,
+    };
+    for (what, why, mount) in stale.findings() {
+        let stale = Some(mount);
+        let wrong = Wrong::new(what, why);
+        result.wrong.push(Wrong { stale, ..wrong });
+    }
+    Ok(result)
 }
 
 /// Returns for each layer the images that have it, as people call them.
@@ -576,12 +595,13 @@ impl Verifier<'_> {
     }
 
     fn in_tree(&self, layer: &Info, difference: &Difference, outcome: Option<Outcome>) -> Wrong {
-        let path = one_line(&Path::new("/").join(&difference.path).to_string_lossy());
+        let path = path_text(&difference.path);
         Wrong {
             what: format!("{} {path}", self.called(&layer.key)),
             why: one_line(&difference.to_string()),
             healed: outcome.as_ref().is_some_and(|outcome| outcome.repaired),
             outcome,
+            stale: None,
             in_tree: Some(InTree {
                 layer: layer.key.to_string(),
                 images: self.images.get(&layer.key).cloned().unwrap_or_default(),
@@ -636,6 +656,11 @@ impl Verifier<'_> {
             });
         }
     }
+}
+
+/// Returns a path in a tree as findings name it.
+pub(super) fn path_text(path: &Path) -> String {
+    one_line(&Path::new("/").join(path).to_string_lossy())
 }
 
 /// Returns a text on one line, whatever names and values it contains.
