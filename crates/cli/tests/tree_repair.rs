@@ -8,8 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::damaged::{DAMAGE, In, Times, everything, load_with_blobs, low_and_top, script};
-use support::{Said, World, small};
+use support::damaged::{
+    DAMAGE, In, Tar, Times, everything, load_with_blobs, low_and_top, script, trees,
+};
+use support::{Said, World, archive, small};
+use vellum_testkit::clients::{Access, Home, Registry, available};
+use vellum_testkit::{PlainUser, Scratch};
 
 /// Aspects that are repaired in the same inode.
 const IN_PLACE: &[&str] = &[
@@ -262,7 +266,7 @@ fn damage_to_one_image_leaves_the_others_and_one_can_be_chosen() {
     let (low, _) = low_and_top(&world.root(), "overlay2");
     load(small(&world.scratch));
     script(&world, &low, "rm file; chmod 4755 tool");
-    let inner = support::damaged::trees(&world.root(), "overlay2");
+    let inner = trees(&world.root(), "overlay2");
     let inner = inner.iter().find(|tree| tree.join("dir/inner").exists());
     script(&world, inner.unwrap(), "chmod 4755 dir/inner");
     let said = world.run(&["check", "--repair", "--image", "small:1"]);
@@ -344,4 +348,237 @@ fn odd_names_and_deep_trees_are_moved_away_whole() {
     let said = world.run(&["check", "--repair", "--from", image.to_str().unwrap()]);
     assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(world.ok(&["check", "--deep", "--json"]), "[]");
+}
+
+#[test]
+fn content_comes_from_each_kind_of_source() {
+    let Some(world) = World::new() else { return };
+    let image = everything(&world.scratch);
+    world.ok(&["load", "--input", image.to_str().unwrap()]);
+    let (low, _) = low_and_top(&world.root(), "overlay2");
+    let [oci, dir] = ["oci-archive", "oci-dir"].map(|format| {
+        let to = world.scratch.join(format).to_str().unwrap().to_owned();
+        world.ok(&["save", "everything:1", "--format", format, "-o", &to]);
+        to
+    });
+    let mut sources = vec![image.to_str().unwrap().to_owned(), oci, dir];
+    let home = Home::new().unwrap();
+    let mut registry = None;
+    if available(&["docker-registry"]) {
+        let started = Registry::start(&home, "registry", Access::Open).unwrap();
+        let name = format!("{}/everything:1", started.host());
+        world.ok(&["tag", "everything:1", &name]);
+        world.ok(&["push", &name]);
+        sources.push(name);
+        registry = Some(started);
+    }
+    for source in &sources {
+        let times = Times::of(&low);
+        script(
+            &world,
+            &low,
+            "printf X | dd of=holes conv=notrunc bs=1 seek=900000; rm file xattr",
+        );
+        times.restore(true);
+        let said = world.run(&["check", "--repair", "--from", source, "--json"]);
+        assert_eq!(said.code, 0, "{source}: {said:?}");
+        for one in findings(&said) {
+            assert_eq!(one["from"], source.as_str(), "{one}");
+        }
+        assert_eq!(world.ok(&["check", "--deep", "--json"]), "[]", "{source}");
+    }
+    drop(registry);
+}
+
+#[test]
+fn a_damaged_source_is_named_and_nothing_of_it_is_used() {
+    let Some(world) = World::new() else { return };
+    let layout = load_with_blobs(&world);
+    let (low, _) = low_and_top(&world.root(), "overlay2");
+    // One byte of the layer's blob is enough.
+    let blobs = fs::read_dir(world.root().join("content/sha256")).unwrap();
+    let blobs = blobs.map(|blob| blob.unwrap().path());
+    let blob = blobs
+        .max_by_key(|blob| fs::metadata(blob).unwrap().len())
+        .unwrap();
+    let good = fs::read(&blob).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&blob, &bad).unwrap();
+    let whole = fs::read(&layout).unwrap();
+    let mut parts = whole.windows(good.len());
+    let at = parts.position(|part| part == good).unwrap();
+    let mut spoiled = whole.clone();
+    spoiled[at..at + bad.len()].copy_from_slice(&bad);
+    fs::write(&layout, spoiled).unwrap();
+    let times = Times::of(&low);
+    script(
+        &world,
+        &low,
+        "printf X | dd of=file conv=notrunc; chmod 4755 tool",
+    );
+    times.restore(true);
+    let from = layout.to_str().unwrap();
+    let said = world.run(&["check", "--repair", "--from", from]);
+    assert_eq!(said.code, 1, "{said:?}");
+    for source in ["the kept blob", from] {
+        let warning = format!("warning: {source} can't be used for a repair: ");
+        assert!(said.err.contains(&warning), "{said:?}");
+    }
+    assert!(
+        said.out.contains("(left: no source has its content)"),
+        "{said:?}"
+    );
+    assert!(said.out.contains("should be 0755 (repaired)"), "{said:?}");
+    assert_eq!(fs::read(low.join("file")).unwrap(), b"Xontent");
+    fs::write(&layout, whole).unwrap();
+    let said = world.run(&["check", "--repair", "--from", from]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(world.ok(&["check", "--trees", "--json"]), "[]");
+}
+
+#[test]
+fn a_file_that_is_executed_is_left_and_the_next_repair_finishes_it() {
+    let Some(world) = World::new() else { return };
+    let sleep = fs::read("/bin/sleep").unwrap();
+    let layer = Tar::new().file("sleep", 0o755, &sleep).done();
+    let image = archive(&world.scratch, "sleep:1", &[layer], serde_json::json!({}));
+    let image = image.to_str().unwrap();
+    world.ok(&["load", "--input", image]);
+    let tree = trees(&world.root(), "overlay2").remove(0);
+    script(&world, &tree, "echo more >> sleep");
+    let mut running = std::process::Command::new(tree.join("sleep"));
+    let mut running = running.arg("1000").spawn().unwrap();
+    let said = world.run(&["check", "--repair", "--from", image]);
+    let executed = fs::File::options().write(true).open(tree.join("sleep"));
+    let busy = executed.is_err();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    if !busy {
+        vellum_testkit::untested("a file that is executed", "this kernel lets it be written");
+        return;
+    }
+    assert_eq!(said.code, 1, "{said:?}");
+    let left = "(left: a process is executing it; stop that and repeat)";
+    assert!(said.out.contains(left), "{said:?}");
+    let said = world.run(&["check", "--repair", "--from", image]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(world.ok(&["check", "--deep", "--json"]), "[]");
+}
+
+#[test]
+fn a_tree_in_which_something_is_mounted_is_left() {
+    let Some(world) = World::new() else { return };
+    let image = everything(&world.scratch);
+    let image = image.to_str().unwrap();
+    world.ok(&["load", "--input", image]);
+    let (low, _) = low_and_top(&world.root(), "overlay2");
+    script(
+        &world,
+        &low,
+        "chmod 4755 tool; mount -t tmpfs none d; touch d/mine",
+    );
+    let said = world.run(&["check", "--repair"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(
+        said.out
+            .contains("left: something is mounted in the layer's tree"),
+        "{said:?}"
+    );
+    script(&world, &low, "test -e d/mine; umount d");
+    let said = world.run(&["check", "--repair"]);
+    assert_eq!(said.code, 0, "{said:?}");
+}
+
+/// What a plain user can't create is recorded, and records are repaired too.
+#[test]
+fn the_trees_of_a_plain_user_are_repaired() {
+    let scratch = Scratch::new();
+    let Some(user) = PlainUser::new(&scratch) else {
+        return;
+    };
+    let vellum = user.borrow_program(Path::new(env!("CARGO_BIN_EXE_vellum")));
+    let image = everything(&scratch);
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(&image, readable).unwrap();
+    let image = image.to_str().unwrap();
+    let run = |args: &[&str]| support::said(user.command(&vellum).args(args).output().unwrap());
+    let said = run(&["load", "--input", image]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let (low, top) = low_and_top(&user.home().join(".local/share/vellum"), "overlay2");
+    for (tree, damage) in [
+        (&low, "chmod 4755 tool"),
+        (
+            &low,
+            "setfattr -n user.containers.override_stat -v 0:0:4755 null",
+        ),
+        (&low, "rm file null link; rm -r deep"),
+        (&low, "printf X | dd of=tool conv=notrunc; chmod 0 xattr"),
+        (&low, "rm fifo; mkdir fifo; touch fifo/inside"),
+        (&low, "rm hard2; cp -p hard1 hard2"),
+        (&top, "setfattr -x user.overlay.opaque opq; rm etc/secret"),
+    ] {
+        let there = format!("cd {}; {damage}", tree.display());
+        let done = user.command("sh").args(["-ec", &there]).output();
+        assert!(
+            done.as_ref().is_ok_and(|done| done.status.success()),
+            "{damage}: {done:?}"
+        );
+        let said = run(&["check", "--repair", "--from", image]);
+        assert_eq!(said.code, 0, "{damage}: {said:?}");
+        assert!(
+            said.err.contains("all problems were repaired"),
+            "{damage}: {said:?}"
+        );
+        let said = run(&["check", "--trees", "--json"]);
+        assert_eq!(
+            (said.code, said.out.trim()),
+            (0, "[]"),
+            "{damage}: {said:?}"
+        );
+    }
+}
+
+#[test]
+fn a_recipe_is_written_again_and_then_the_tree_is_repaired() {
+    for driver in ["overlay2", "native"] {
+        let Some(world) = World::with(&["--storage-driver", driver]) else {
+            return;
+        };
+        let image = everything(&world.scratch);
+        let image = image.to_str().unwrap();
+        world.ok(&["load", "--input", image]);
+        let (low, _) = low_and_top(&world.root(), driver);
+        let recipes = fs::read_dir(world.root().join("recipes")).unwrap();
+        let recipes: Vec<PathBuf> = recipes.map(|file| file.unwrap().path()).collect();
+        fs::remove_file(&recipes[0]).unwrap();
+        let mut bytes = fs::read(&recipes[1]).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&recipes[1], bytes).unwrap();
+        script(&world, &low, "chmod 4755 tool; rm file");
+        let said = world.run(&["check", "--repair", "--dry-run", "--from", image]);
+        assert_eq!(said.code, 1, "{driver}: {said:?}");
+        assert!(!recipes[0].exists(), "{driver}");
+        let said = world.run(&["check", "--repair"]);
+        assert_eq!(said.code, 1, "{driver}: {said:?}");
+        assert!(
+            said.err.contains("layers not verified"),
+            "{driver}: {said:?}"
+        );
+        let said = world.run(&["check", "--repair", "--from", image]);
+        assert_eq!(said.code, 0, "{driver}: {said:?}");
+        for recipe in &recipes {
+            let line = said
+                .out
+                .lines()
+                .find(|line| line.contains(recipe.to_str().unwrap()));
+            let end = format!("(repaired from {image})");
+            assert!(
+                line.is_some_and(|line| line.ends_with(&end)),
+                "{driver}: {said:?}"
+            );
+        }
+        assert_eq!(world.ok(&["check", "--deep", "--json"]), "[]", "{driver}");
+    }
 }

@@ -143,6 +143,17 @@ pub fn check(ctx: &Context, request: &CheckRequest) -> Result<Checked> {
     match trees::check(ctx, store, request) {
         Ok(trees) => {
             checked.wrong.extend(trees.wrong);
+            for (mut wrong, from) in trees.recipes {
+                // The store has reported the file in its own words.
+                checked.wrong.retain(|told| told.what != wrong.what);
+                wrong.healed = true;
+                wrong.outcome = Some(Outcome {
+                    repaired: true,
+                    from: Some(from),
+                    ..Outcome::default()
+                });
+                checked.wrong.push(wrong);
+            }
             checked.verified = Some(trees.verified);
             checked.unverified = trees.unverified;
         }

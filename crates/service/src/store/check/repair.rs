@@ -14,6 +14,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -30,6 +31,7 @@ use vellum_sys::{Cancel, Dir, FileKind, with_causes};
 use super::live::{self, Stale};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::image::apply_to;
 use crate::image::offered::{Offered, pass_tar};
 use crate::names;
 
@@ -151,6 +153,64 @@ impl<'a> Repairs<'a> {
     /// Returns the mounts that must be made anew.
     pub fn into_stale(self) -> Stale {
         self.stale
+    }
+
+    /// Writes the recipe of a layer again by unpacking the layer once more. Returns the source;
+    /// `None` if none has the layer, or nothing is to be changed.
+    pub fn recipe(&self, info: &Info, diff_id: &Digest) -> Result<Option<String>> {
+        if self.attic.is_none() {
+            return Ok(None);
+        }
+        for digest in self.blobs.get(&info.key).into_iter().flatten() {
+            if self.store.blob(digest)?.is_some()
+                && let Ok(blob) = self.store.open_blob(digest)
+                && self.recipe_from(info, diff_id, KEPT_BLOB, Box::new(blob))?
+            {
+                return Ok(Some(KEPT_BLOB.to_owned()));
+            }
+        }
+        for offered in &self.offered {
+            match offered.layer(diff_id) {
+                Ok(Some(blob)) => {
+                    if self.recipe_from(info, diff_id, offered.name(), blob)? {
+                        return Ok(Some(offered.name().to_owned()));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => self.warn(offered.name(), &error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn recipe_from(
+        &self,
+        info: &Info,
+        diff_id: &Digest,
+        from: &str,
+        blob: Box<dyn Read + Send>,
+    ) -> Result<bool> {
+        let staged = match info.driver.stacks() {
+            true => self.store.stage_layer(Some(info.driver))?,
+            false => self.store.stage_layer_on(info.parent.as_ref())?,
+        };
+        let (process, cancel) = (self.ctx.process, &self.ctx.cancel);
+        match apply_to(process, self.store, &staged, blob, cancel) {
+            Ok((recipe, applied)) if applied.blob.diff_id == *diff_id => {
+                self.store.put_recipe(diff_id, recipe)?;
+                Ok(true)
+            }
+            Ok(_) => {
+                let what = format!("{from} can't be used for a repair: it is not layer {diff_id}");
+                self.ctx.progress.warn(&what);
+                Ok(false)
+            }
+            Err(Error::Image(vellum_image::Error::Cancelled)) => Err(Error::Cancelled),
+            Err(error) => {
+                self.warn(from, &error);
+                Ok(false)
+            }
+        }
     }
 
     /// Repairs a layer, or says what would be done. Returns what differed and, if it was changed,
@@ -322,7 +382,7 @@ impl<'a> Repairs<'a> {
                 && self.store.blob(digest)?.is_some()
                 && let Ok(blob) = self.store.open_blob(digest)
             {
-                self.pass(repair, layer, &diff_id, "the kept blob", Box::new(blob))?;
+                self.pass(repair, layer, &diff_id, KEPT_BLOB, Box::new(blob))?;
             }
         }
         self.fill_from_layers(repair, layer, &mut recipe, &tree)?;
@@ -347,7 +407,7 @@ impl<'a> Repairs<'a> {
         layer: Option<usize>,
         diff_id: &Digest,
         from: &str,
-        blob: Box<dyn std::io::Read + Send>,
+        blob: Box<dyn Read + Send>,
     ) -> Result<()> {
         let cancel = &self.ctx.cancel;
         let mut refused = None;
@@ -537,6 +597,9 @@ fn foresee(repair: &Repair<'_>, before: &[Difference]) -> Vec<(Difference, Outco
     };
     before.iter().map(one).collect()
 }
+
+/// What a blob in the store is called as a source.
+const KEPT_BLOB: &str = "the kept blob";
 
 /// How often a layer is looked at again for what the first repair has uncovered.
 const ROUNDS: usize = 3;

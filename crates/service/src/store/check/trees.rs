@@ -49,6 +49,8 @@ pub(super) struct Trees {
     pub verified: usize,
     /// The layers that were not.
     pub unverified: Vec<Unverified>,
+    /// The recipes that were written again, each with its source.
+    pub recipes: Vec<(Wrong, String)>,
 }
 
 /// Verifies the layers of one image, or all layers of the store.
@@ -502,14 +504,20 @@ impl Verifier<'_> {
         };
         let recipe = match sound_recipe(self.store, &diff_id)? {
             RecipeState::Sound(recipe) => recipe,
-            RecipeState::Missing => {
-                self.unverified(key, "no recipe");
-                return Ok(Looked::No);
-            }
-            RecipeState::Bad(why) => {
-                self.bad_recipe(&info, &diff_id, &why);
-                return Ok(Looked::No);
-            }
+            RecipeState::Missing => match self.mended_recipe(&info, &diff_id, "missing")? {
+                Some(recipe) => recipe,
+                None => {
+                    self.unverified(key, "no recipe");
+                    return Ok(Looked::No);
+                }
+            },
+            RecipeState::Bad(why) => match self.mended_recipe(&info, &diff_id, &why)? {
+                Some(recipe) => recipe,
+                None => {
+                    self.bad_recipe(&info, &diff_id, &why);
+                    return Ok(Looked::No);
+                }
+            },
         };
         Ok(Looked::Yes(Box::new(Subject {
             info,
@@ -518,6 +526,22 @@ impl Verifier<'_> {
             recipe,
             diff_id,
         })))
+    }
+
+    /// Writes a layer's recipe again, if repairs were asked for and a source has the layer.
+    fn mended_recipe(&mut self, info: &Info, diff_id: &Digest, why: &str) -> Result<Option<File>> {
+        let Some(repairs) = &self.repairs else {
+            return Ok(None);
+        };
+        let Some(from) = repairs.recipe(info, diff_id)? else {
+            return Ok(None);
+        };
+        let wrong = of_recipe(self.store, diff_id, &why);
+        self.result.recipes.push((wrong, from));
+        match sound_recipe(self.store, diff_id)? {
+            RecipeState::Sound(recipe) => Ok(Some(recipe)),
+            RecipeState::Missing | RecipeState::Bad(_) => Ok(None),
+        }
     }
 
     /// Applies a layer to the outline. `None` if its recipe can't be used, which is then reported.
