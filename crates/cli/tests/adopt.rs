@@ -307,6 +307,17 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
         other.load_as(&saved, "again:1").unwrap();
         fs::remove_file(&saved).unwrap();
     }
+    // The root also repairs what was adopted from it.
+    let layers = fs::read_dir(home.join("vellum/root/overlay2")).unwrap();
+    let mut files = layers.map(|layer| layer.unwrap().path().join("diff/more"));
+    let more = files.find(|file| file.exists()).unwrap();
+    fs::write(&more, "less").unwrap();
+    let mut check = vellum.command();
+    let check = check.args(["check", "--repair", "--from"]).arg(&root.path);
+    let check = check.output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    assert_eq!(fs::read_to_string(&more).unwrap(), "more\n");
+    vellum.run(&["check", "--trees"]).unwrap();
     // Again, nothing is new.
     let (_, said) = adopt(&vellum, &root.path, &["mine:1"]);
     assert_eq!(said["images"][0]["new_layers"], 0, "{said}");

@@ -25,7 +25,11 @@
 mod read;
 mod write;
 
-pub use read::{Content, Replayed, Survey, replay, survey, verify};
+pub(crate) use write::next_data;
+
+pub use read::{
+    Alike, Content, Gather, Instead, Replayed, Survey, likenesses, prove, replay, survey, verify,
+};
 pub use write::RecipeWriter;
 
 /// "VLMRCP", a zero, and the version. A reader refuses every other version.

@@ -15,8 +15,12 @@
 //!
 //! Memory grows with the entries of a layer, not with their content.
 
+mod attributes;
 mod compare;
 mod difference;
+mod mend;
+mod names;
+mod repair;
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, PipeReader, Read, Seek, Write};
@@ -27,6 +31,8 @@ use vellum_sys::{Cancel, Dir};
 
 pub use compare::{Found, compare};
 pub use difference::{Aspect, Difference};
+pub use mend::{Displace, Mended};
+pub use repair::{Damaged, Need, Repair};
 
 use crate::apply::{self, Applied, ApplyTarget};
 use crate::error::{Error, Result};
@@ -48,18 +54,43 @@ pub struct Outlined {
     pub wrong_digest: Option<Digest>,
 }
 
-/// The content that the files of an outline should have, by inode number.
+impl Outlined {
+    /// Compares the content in `tree` with the recipe once more, after a repair.
+    ///
+    /// Errors: as [`outline`], apart from those of applying.
+    pub fn look_again(
+        &mut self,
+        recipe: &mut (impl Read + Seek),
+        tree: &Dir,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let survey = recipe::survey(recipe, tree, &mut io::sink(), cancel)?;
+        self.changed = survey.changed;
+        self.wrong_digest = survey.found;
+        Ok(())
+    }
+}
+
+/// The content that the files of an outline should have, by inode number, each with the layer that
+/// it is from: 0 for the first that was added.
 #[derive(Default)]
-pub struct Contents(HashMap<u64, Content>);
+pub struct Contents {
+    files: HashMap<u64, (usize, Content)>,
+    layers: usize,
+}
 
 impl Contents {
     /// Adds those of a layer that was applied on top. Inodes that it made anew are its own.
     pub fn extend(&mut self, above: Outlined) {
-        self.0.extend(above.contents.0);
+        let layer = self.layers;
+        let files = above.contents.files.into_iter();
+        self.files
+            .extend(files.map(|(inode, (_, content))| (inode, (layer, content))));
+        self.layers += 1;
     }
 
     fn of(&self, inode: u64) -> Option<&Content> {
-        self.0.get(&inode)
+        self.files.get(&inode).map(|(_, content)| content)
     }
 }
 
@@ -113,7 +144,7 @@ pub fn outline(
                     why: "it names fewer files than its tar has".into(),
                 })?,
         };
-        by_inode.insert(inode, content);
+        by_inode.insert(inode, (0, content));
     }
     let blob = BlobFacts {
         packing: Packing::NONE,
@@ -127,7 +158,10 @@ pub fn outline(
             blob,
             ..outline.applied
         },
-        contents: Contents(by_inode),
+        contents: Contents {
+            files: by_inode,
+            layers: 1,
+        },
         changed,
         wrong_digest: found,
     })

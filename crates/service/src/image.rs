@@ -25,6 +25,7 @@ mod inspect;
 mod list;
 mod load;
 mod names;
+pub(crate) mod offered;
 mod pack;
 #[cfg(feature = "registry")]
 mod pull;
@@ -42,7 +43,7 @@ pub use adopt::{
 };
 pub use change::apply_changes;
 pub use commit::{CommitRequest, commit, tar as changes_tar};
-pub(crate) use fill::{fill_on, target};
+pub(crate) use fill::{apply_to, fill_on, target};
 pub use history::{HistoryEntry, history};
 pub use import::{ImportRequest, ImportSource, import};
 pub use inspect::inspect_image;

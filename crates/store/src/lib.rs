@@ -11,6 +11,7 @@
 //! on disk.
 #![forbid(unsafe_code)]
 
+mod attic;
 pub mod check;
 mod clone;
 mod container;
@@ -49,6 +50,7 @@ mod tx;
 mod walk;
 mod why;
 
+pub use attic::Attic;
 pub use check::CheckOptions;
 pub use container::{ContainerRecord, NewContainer};
 pub use containers::VolumeRecord;

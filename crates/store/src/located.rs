@@ -63,6 +63,8 @@ pub(crate) enum Located {
     Reserve,
     /// A database that a rebuild set aside.
     OldDatabase,
+    /// What repairs took out of trees, or something in it; perhaps also what fsck found.
+    LostFound,
     /// Something that the store didn't create.
     Stranger,
 }
@@ -115,6 +117,9 @@ pub(crate) const DATABASE: &str = "vellum.db";
 pub(crate) const DATABASE_COMPANIONS: [&str; 3] = ["-journal", "-wal", "-shm"];
 
 pub(crate) const RESERVE: &str = "reserve";
+
+/// Where repairs put what doesn't belong in a tree.
+pub(crate) const LOST_FOUND: &str = "lost+found";
 
 impl Shelf {
     /// All of them; trees come before what is named after them.
@@ -213,6 +218,9 @@ impl Located {
 
 /// Says what a path that is on no shelf is.
 fn outside_shelves(below: &Path) -> Located {
+    if below.starts_with(LOST_FOUND) {
+        return Located::LostFound;
+    }
     let Some(text) = below.to_str() else {
         return Located::Stranger;
     };
@@ -266,7 +274,6 @@ mod tests {
             "content/sha256/other",
             "content/sha512/HEX",
             "content/md5",
-            "lost+found",
             "vellum.db-other",
             "vellum.dbx",
             "overlay2x/HEX",
@@ -297,6 +304,8 @@ mod tests {
         check("generation", Located::Shelf(Shelf::Generation));
         check("generation/HEX", Located::Own);
         check("reserve", Located::Reserve);
+        check("lost+found", Located::LostFound);
+        check("lost+found/HEX.20261201T000000Z.0.etc", Located::LostFound);
         check("vellum.db", Located::Own);
         check("vellum.db-journal", Located::Own);
         check("vellum.db.17", Located::OldDatabase);

@@ -110,6 +110,7 @@ pub(crate) fn is_recorded(tx: &Transaction<'_>, located: &Located) -> Result<boo
         | Located::Own
         | Located::Reserve
         | Located::OldDatabase
+        | Located::LostFound
         | Located::Stranger => Ok(false),
     }
 }

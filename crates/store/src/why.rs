@@ -140,6 +140,10 @@ impl Store {
                 "a database that a rebuild set aside: remove it by hand when it is not needed any more",
                 Reason::Store,
             ),
+            Located::LostFound => kept(
+                "what a repair took out of layers: look at it, then remove it by hand",
+                Reason::Store,
+            ),
             Located::Stranger => kept("not created by the store", Reason::Stranger),
         };
         let absolute = paths.root().join(path);

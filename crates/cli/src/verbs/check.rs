@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use vellum_service::Context;
-use vellum_service::store::check::{self as checks, CheckRequest, Unverified};
+use vellum_service::store::check::{
+    self as checks, CheckRequest, RepairRequest, Unverified, Wrong,
+};
 use vellum_service::store::rebuild;
 
 use super::{Examples, Group, Outcome, Verb};
@@ -20,6 +22,7 @@ mod layers;
 
 /// Verify the store, or an overlay's directories
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("of_trees").args(["trees", "repair"]).multiple(true)))]
 pub struct Check {
     /// Repair what holds no data: short links, lists of lower layers, record files, modes
     #[arg(long)]
@@ -31,10 +34,20 @@ pub struct Check {
     #[arg(long)]
     pub trees: bool,
     /// Verify only the trees of this image's layers
-    #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "trees", conflicts_with_all = ["heal", "deep"])]
+    #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "of_trees", conflicts_with_all = ["heal", "deep"])]
     pub image: Option<String>,
+    /// Repair the trees of layers, and what --heal does; includes --trees
+    #[arg(long)]
+    pub repair: bool,
+    /// Look here too for content to repair with: an archive, an OCI layout, a Docker data root, or
+    /// an image in a registry; can be repeated
+    #[arg(long, value_name = "SOURCE", requires = "repair")]
+    pub from: Vec<String>,
+    /// Say what --repair would do, and change nothing
+    #[arg(long, requires = "repair")]
+    pub dry_run: bool,
     /// Make a new database from the record files in the store; the old one is kept
-    #[arg(long, conflicts_with_all = ["heal", "deep", "trees"])]
+    #[arg(long, conflicts_with_all = ["heal", "deep", "trees", "repair"])]
     pub rebuild: bool,
     /// Rebuild without asking
     #[arg(long, short, requires = "rebuild")]
@@ -55,6 +68,8 @@ impl Verb for Check {
   vellum check --heal --deep
   vellum check --trees                    is every file as its image says?
   vellum check --trees --image debian:12
+  vellum check --repair --dry-run         what would be repaired, and from where
+  vellum check --repair --from debian.tar
   vellum check --rebuild                  when the database is lost
   vellum check --layers /layers/top:/layers/base --upper /up --work /work",
     )];
@@ -72,10 +87,14 @@ impl Verb for Check {
         let checked = checks::check(
             ctx,
             &CheckRequest {
-                heal: self.heal,
+                heal: self.heal || self.repair && !self.dry_run,
                 deep: self.deep,
-                trees: self.trees,
+                trees: self.trees || self.repair,
                 image: self.image.clone(),
+                repair: self.repair.then(|| RepairRequest {
+                    dry_run: self.dry_run,
+                    from: self.from.clone(),
+                }),
             },
         )?;
         let wrong = &checked.wrong;
@@ -84,8 +103,7 @@ impl Verb for Check {
             out.json(wrong)?;
         } else {
             for item in wrong {
-                let healed = if item.healed { " (repaired)" } else { "" };
-                out.line(format!("{}: {}{healed}", item.what, item.why))?;
+                out.line(format!("{}: {}{}", item.what, item.why, remark(item)))?;
             }
         }
         out.done()?;
@@ -101,11 +119,14 @@ impl Verb for Check {
             match (wrong.len(), left) {
                 (0, _) => ctx.progress.say("no problems found"),
                 (_, 0) => ctx.progress.say("all problems were repaired"),
-                _ if self.heal => ctx.progress.say(&format!(
+                _ if self.dry_run => ctx
+                    .progress
+                    .say(&format!("problems found: {left}; nothing was changed")),
+                _ if self.heal || self.repair => ctx.progress.say(&format!(
                     "problems left: {left}; docs/operations.md says what to do"
                 )),
                 _ if wrong.iter().all(|w| w.in_tree.is_some()) => ctx.progress.say(&format!(
-                    "problems found: {left}; docs/operations.md says what to do about damaged layers"
+                    "problems found: {left}; `vellum check --repair` repairs layers"
                 )),
                 _ => ctx.progress.say(&format!(
                     "problems found: {left}; `vellum check --heal` repairs what holds no data"
@@ -114,6 +135,26 @@ impl Verb for Check {
         }
         Ok(if left == 0 { DONE } else { FAILED })
     }
+}
+
+/// Says what was done about a finding.
+fn remark(item: &Wrong) -> String {
+    let Some(outcome) = &item.outcome else {
+        return if item.healed { " (repaired)" } else { "" }.to_owned();
+    };
+    let mut remark = match (outcome.repaired, outcome.would_repair, &outcome.left) {
+        (true, ..) => "repaired".to_owned(),
+        (_, true, _) => "would be repaired".to_owned(),
+        (.., Some(left)) => format!("left: {left}"),
+        _ => "left".to_owned(),
+    };
+    if let Some(from) = &outcome.from {
+        remark = format!("{remark} from {from}");
+    }
+    if let Some(moved_to) = &outcome.moved_to {
+        remark = format!("{remark}; what was there is {moved_to}");
+    }
+    format!(" ({remark})")
 }
 
 /// Says which layers were not verified, and why.

@@ -1,6 +1,7 @@
 //! A separate store for each test, used through the real command, and archives created by the test.
 #![allow(dead_code)] // each test program uses a part of it
 
+pub mod damaged;
 pub mod layered;
 pub mod podman;
 

@@ -1,10 +1,10 @@
 //! Writes a layer's tar again from its recipe and its tree.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,7 @@ pub fn replay(
     out: &mut dyn Write,
     cancel: &Cancel,
 ) -> Result<Replayed> {
-    let written = write_again(recipe, tree, out, cancel, None)?;
+    let written = write_again(recipe, tree, out, cancel, &|_| Ok(None), None)?;
     match written.found {
         None => Ok(written.expected),
         Some(found) => Err(Error::DigestMismatch {
@@ -73,13 +73,33 @@ pub fn survey(
     cancel: &Cancel,
 ) -> Result<Survey> {
     let mut notes = Notes::default();
-    let written = write_again(recipe, tree, out, cancel, Some(&mut notes))?;
+    let written = write_again(recipe, tree, out, cancel, &|_| Ok(None), Some(&mut notes))?;
     Ok(Survey {
         expected: written.expected,
         found: written.found,
         contents: notes.contents,
         changed: notes.changed,
     })
+}
+
+/// Returns the file that has the content with an ordinal, if it is not to be the tree's.
+pub type Instead<'i> = dyn Fn(u32) -> io::Result<Option<File>> + 'i;
+
+/// Returns whether recipe and tree would result in the layer's tar if some files had the content of
+/// those that `instead` returns. Nothing else proves content: a checksum can be forged.
+///
+/// Errors: `BadRecipe`, `Read`, `Cancelled`.
+pub fn prove(
+    recipe: &mut (impl Read + Seek),
+    tree: &Dir,
+    instead: &Instead<'_>,
+    cancel: &Cancel,
+) -> Result<bool> {
+    match write_again(recipe, tree, &mut io::sink(), cancel, instead, None) {
+        Ok(written) => Ok(written.found.is_none()),
+        Err(Error::TreeChanged { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[derive(Default)]
@@ -94,13 +114,15 @@ struct Written {
     found: Option<Digest>,
 }
 
-/// Writes the tar again. With `notes`, what is wrong with the tree is noted there and replaced by
-/// zeros; without, it is an error.
+/// Writes the tar again, with the files that `instead` returns in place of the tree's. With
+/// `notes`, what is wrong with the tree is noted there and replaced by zeros; without, it is an
+/// error.
 fn write_again(
     recipe: &mut (impl Read + Seek),
     tree: &Dir,
     out: &mut dyn Write,
     cancel: &Cancel,
+    instead: &Instead<'_>,
     mut notes: Option<&mut Notes>,
 ) -> Result<Written> {
     let kept = Kept::collect(recipe)?;
@@ -121,9 +143,17 @@ fn write_again(
             Segment::Payload { path, mut content } => {
                 content.kept = kept.files.contains_key(&payloads);
                 let begin = copy.out.bytes();
-                let copied = match kept.files.get(&payloads) {
-                    None => copy.copy_from_tree(&path, &content, cancel),
-                    Some(base) => copy.copy_from_file(&kept.spool, *base, &path, &content, cancel),
+                content.ordinal = payloads;
+                content.tar_offset = begin;
+                let copied = match (
+                    kept.files.get(&payloads),
+                    instead(payloads).map_err(Error::Read)?,
+                ) {
+                    (Some(base), _) => {
+                        copy.copy_from_file(&kept.spool, *base, &path, &content, cancel)
+                    }
+                    (None, Some(file)) => copy.copy_from_file(&file, 0, &path, &content, cancel),
+                    (None, None) => copy.copy_from_tree(&path, &content, cancel),
                 };
                 match (copied, &mut notes) {
                     (Err(Error::TreeChanged { path, why }), Some(notes)) => {
@@ -322,9 +352,14 @@ fn part_of(buf: &[u8], length: u64) -> usize {
 }
 
 /// The content of one file, as a recipe knows it.
+#[derive(Clone)]
 pub struct Content {
     pieces: Pieces,
     crc: u32,
+    /// The position among the contents of its recipe.
+    ordinal: u32,
+    /// Where it begins in the layer's tar.
+    tar_offset: u64,
     /// The recipe has it itself, since the name it came under was lost.
     kept: bool,
 }
@@ -334,6 +369,8 @@ impl Content {
         Self {
             pieces,
             crc,
+            ordinal: 0,
+            tar_offset: 0,
             kept: false,
         }
     }
@@ -346,6 +383,16 @@ impl Content {
     /// Whether [`survey`] took it from the recipe, so that nothing is known about the tree's.
     pub(crate) fn is_kept(&self) -> bool {
         self.kept
+    }
+
+    /// Returns its position among the contents of its recipe, for [`prove`].
+    pub fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
+    /// Returns what can be asked of another recipe: how many bytes of tar it is, and the checksum.
+    pub fn likeness(&self) -> (u64, u32) {
+        (self.pieces.length(), self.crc)
     }
 
     /// Compares `file`, which has the right size, with this. Returns what is wrong with it.
@@ -428,6 +475,7 @@ impl Content {
     }
 }
 
+#[derive(Clone)]
 enum Pieces {
     Whole(u64),
     Ranges(Vec<(u64, u64)>),
@@ -448,6 +496,119 @@ impl Pieces {
             Pieces::Ranges(ranges) => ranges
                 .iter()
                 .fold(0, |sum, (_, length)| sum.saturating_add(*length)),
+        }
+    }
+}
+
+/// Takes the contents of some files out of a layer's tar while it passes, whatever its headers say:
+/// the recipe knows where each content is.
+///
+/// The files are written to and not synced, and one is open at a time. The caller knows whether it
+/// was the layer's tar, and compares each content ([`Content::compare`]).
+pub struct Gather<'f> {
+    /// Where in the tar, how long, which content and where in its file; sorted.
+    runs: Vec<(u64, u64, usize, u64)>,
+    next: usize,
+    position: u64,
+    open: &'f dyn Fn(usize) -> io::Result<File>,
+    current: Option<(usize, File)>,
+}
+
+impl<'f> Gather<'f> {
+    /// Takes each content, by the number that comes with it, into the file that `open` returns for
+    /// it: one of the right size, without data.
+    pub fn new<'c>(
+        wanted: impl IntoIterator<Item = (usize, &'c Content)>,
+        open: &'f dyn Fn(usize) -> io::Result<File>,
+    ) -> Self {
+        let mut runs = Vec::new();
+        for (number, content) in wanted {
+            let mut at = content.tar_offset;
+            for &(offset, length) in content.pieces.ranges().iter() {
+                runs.push((at, length, number, offset));
+                at = at.saturating_add(length);
+            }
+        }
+        runs.sort_unstable();
+        Self {
+            runs,
+            next: 0,
+            position: 0,
+            open,
+            current: None,
+        }
+    }
+
+    fn put(&mut self, number: usize, bytes: &[u8], offset: u64) -> io::Result<()> {
+        // Zeros are there already, and may be a hole.
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        let file = match self.current.take() {
+            Some((open, file)) if open == number => file,
+            _ => (self.open)(number)?,
+        };
+        file.write_all_at(bytes, offset)?;
+        self.current = Some((number, file));
+        Ok(())
+    }
+}
+
+impl Write for Gather<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let end = self.position + bytes.len() as u64;
+        while let Some(&(at, length, number, offset)) = self.runs.get(self.next) {
+            let run_end = at.saturating_add(length);
+            let (from, to) = (at.max(self.position), run_end.min(end));
+            if from < to {
+                let part = (from - self.position) as usize..(to - self.position) as usize;
+                self.put(number, &bytes[part], offset + (from - at))?;
+            }
+            if run_end > end {
+                break;
+            }
+            self.next += 1;
+        }
+        self.position = end;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A content that a recipe names, as [`likenesses`] found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alike {
+    /// The file, relative to the layer's tree.
+    pub path: PathBuf,
+    /// Its length and checksum, as [`Content::likeness`] returns them.
+    pub likeness: (u64, u32),
+}
+
+/// Returns the files of a recipe whose content may be one of `wanted`, by length and checksum.
+/// Errors: `BadRecipe`, `Read`.
+pub fn likenesses(
+    recipe: &mut (impl Read + Seek),
+    wanted: &HashSet<(u64, u32)>,
+) -> Result<Vec<Alike>> {
+    let mut segments = Segments::open(recipe)?;
+    let mut found = Vec::new();
+    loop {
+        match segments.next()? {
+            Segment::Raw(_) => {}
+            Segment::Payload { path, content } => {
+                let likeness = content.likeness();
+                if wanted.contains(&likeness) {
+                    found.push(Alike {
+                        path: PathBuf::from(OsString::from_vec(path)),
+                        likeness,
+                    });
+                }
+            }
+            Segment::Kept { .. } => segments.skip_kept()?,
+            Segment::End { .. } => return Ok(found),
         }
     }
 }

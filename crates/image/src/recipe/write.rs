@@ -147,7 +147,7 @@ fn number(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Returns the next run of data at or after `offset`, or `None` if only a hole is left.
-pub(super) fn next_data(file: &File, offset: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn next_data(file: &File, offset: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
     use rustix::fs::{SeekFrom, seek};
     if offset >= size {
         return Ok(None);

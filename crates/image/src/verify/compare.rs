@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use vellum_sys::{Cancel, Dir, FileKind, Stat, xattr};
+use vellum_sys::{Cancel, Dir, FileKind, Stat};
 
+use super::attributes::xattrs;
 use super::difference::{kind, time, value};
 use super::{Aspect, Contents, Difference, Outlined};
 use crate::error::{Error, Result};
@@ -364,7 +365,7 @@ impl Comparison<'_> {
 }
 
 /// Returns the names in a directory, sorted.
-fn names(dir: &Dir, path: &Path) -> Result<Vec<OsString>> {
+pub(super) fn names(dir: &Dir, path: &Path) -> Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in dir.entries().map_err(at("list", path))? {
         names.push(entry.map_err(at("list", path))?.name);
@@ -377,39 +378,7 @@ fn names_set(dir: &Dir, path: &Path) -> Result<BTreeSet<OsString>> {
     Ok(names(dir, path)?.into_iter().collect())
 }
 
-/// Returns the attributes that count.
-fn xattrs(dir: &Dir, name: &OsStr, path: &Path) -> Result<BTreeMap<OsString, Vec<u8>>> {
-    let failed = || at("read the extended attributes of", path);
-    let listed = match name.is_empty() {
-        true => xattr::list_fd(dir),
-        false => xattr::list(dir, name),
-    };
-    let mut all = BTreeMap::new();
-    for attr in listed
-        .map_err(failed())?
-        .into_iter()
-        .filter(|attr| counts(attr))
-    {
-        let value = match name.is_empty() {
-            true => xattr::get_fd(dir, &attr),
-            false => xattr::get(dir, name, &attr),
-        };
-        if let Some(value) = value.map_err(failed())? {
-            all.insert(attr, value);
-        }
-    }
-    Ok(all)
-}
-
-/// Whether an attribute is the layer's, and not the machine's.
-fn counts(attr: &OsStr) -> bool {
-    let name = attr.as_encoded_bytes();
-    let label = [&b"security.selinux"[..], b"security.ima", b"security.evm"].contains(&name)
-        || name.starts_with(b"security.SMACK64");
-    !label
-}
-
-fn at<'p>(
+pub(super) fn at<'p>(
     action: &'static str,
     path: &'p Path,
 ) -> impl FnOnce(vellum_sys::Error) -> Error + use<'p> {

@@ -52,7 +52,7 @@ pub(crate) fn fill_on(
 
 /// Applies `tar`, which is read to its end, to a staged layer, and keeps the recipe for the same
 /// tar.
-pub(super) fn apply_to(
+pub(crate) fn apply_to(
     process: Process,
     store: &Store,
     staged: &StagedLayer,

@@ -8,7 +8,12 @@
 //! is damaged, the recipe is checked by itself first, since it can be restored without touching the
 //! layer.
 
+mod live;
+mod repair;
 mod trees;
+
+pub use live::StaleMount;
+pub use repair::{Outcome, RepairRequest};
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -34,6 +39,8 @@ pub struct CheckRequest {
     pub trees: bool,
     /// Verify the trees of this image's layers, and check nothing else.
     pub image: Option<String>,
+    /// Repair the trees.
+    pub repair: Option<RepairRequest>,
 }
 
 /// The result of [`check`].
@@ -68,6 +75,12 @@ pub struct Wrong {
     /// The same in parts, if it is about something in a layer's tree.
     #[serde(flatten)]
     pub in_tree: Option<InTree>,
+    /// What a repair did about it.
+    #[serde(flatten)]
+    pub outcome: Option<Outcome>,
+    /// If it is a mount that goes on showing what was repaired.
+    #[serde(flatten)]
+    pub stale: Option<StaleMount>,
 }
 
 /// What differs in a layer's tree. The JSON field names are stable.
@@ -98,6 +111,8 @@ impl Wrong {
             why,
             healed: false,
             in_tree: None,
+            outcome: None,
+            stale: None,
         }
     }
 }
@@ -125,9 +140,20 @@ pub fn check(ctx: &Context, request: &CheckRequest) -> Result<Checked> {
     if !request.deep && !request.trees {
         return Ok(checked);
     }
-    match trees::check(ctx, store, request.image.as_deref()) {
+    match trees::check(ctx, store, request) {
         Ok(trees) => {
             checked.wrong.extend(trees.wrong);
+            for (mut wrong, from) in trees.recipes {
+                // The store has reported the file in its own words.
+                checked.wrong.retain(|told| told.what != wrong.what);
+                wrong.healed = true;
+                wrong.outcome = Some(Outcome {
+                    repaired: true,
+                    from: Some(from),
+                    ..Outcome::default()
+                });
+                checked.wrong.push(wrong);
+            }
             checked.verified = Some(trees.verified);
             checked.unverified = trees.unverified;
         }
@@ -233,9 +259,7 @@ fn check_layer(
     let of_layer = |why: &dyn std::fmt::Display| {
         Ok(Some(Wrong::new(
             format!("layer {}", layer.key),
-            format!(
-                "its tar can't be recreated: {why}; remove its images and load or pull them again"
-            ),
+            format!("its tar can't be recreated: {why}; `vellum check --repair` repairs it"),
         )))
     };
     let mut recipe = match sound_recipe(store, diff_id) {

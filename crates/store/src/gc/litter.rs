@@ -165,6 +165,7 @@ impl Store {
             | Located::Own
             | Located::Reserve
             | Located::OldDatabase
+            | Located::LostFound
             | Located::Stranger => Ok(None),
         }
     }

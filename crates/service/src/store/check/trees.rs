@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vellum_format::Digest;
@@ -29,7 +29,9 @@ use vellum_store::{
 use vellum_sys::{Dir, Process, with_causes};
 use vellum_union::{DirLayer, Layer};
 
-use super::{InTree, RecipeState, Unverified, Wrong, of_recipe, sound_recipe};
+use super::live;
+use super::repair::{Job, Outcome, Repairs};
+use super::{CheckRequest, InTree, RecipeState, Unverified, Wrong, of_recipe, sound_recipe};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::target;
@@ -47,10 +49,17 @@ pub(super) struct Trees {
     pub verified: usize,
     /// The layers that were not.
     pub unverified: Vec<Unverified>,
+    /// The recipes that were written again, each with its source.
+    pub recipes: Vec<(Wrong, String)>,
 }
 
 /// Verifies the layers of one image, or all layers of the store.
-pub(super) fn check(ctx: &Context, store: &Store, image: Option<&str>) -> Result<Trees> {
+pub(super) fn check(ctx: &Context, store: &Store, request: &CheckRequest) -> Result<Trees> {
+    let image = request.image.as_deref();
+    let repairs = match &request.repair {
+        Some(request) => Some(Repairs::open(ctx, store, request)?),
+        None => None,
+    };
     let chosen = match image {
         Some(text) => {
             let record = names::image(ctx, text)?;
@@ -74,6 +83,7 @@ pub(super) fn check(ctx: &Context, store: &Store, image: Option<&str>) -> Result
         levels: Vec::new(),
         whole: None,
         done: HashSet::new(),
+        repairs,
         result: Trees::default(),
     };
     for chain in layers.chains() {
@@ -83,7 +93,25 @@ pub(super) fn check(ctx: &Context, store: &Store, image: Option<&str>) -> Result
         // Nothing is wrong with an image that was removed meanwhile, but it wasn't verified either.
         names::image(ctx, text)?;
     }
-    Ok(verifier.result)
+    let Verifier {
+        levels,
+        whole,
+        repairs,
+        mut result,
+        ..
+    } = verifier;
+    // Another repair begins when the outlines are gone.
+    drop((levels, whole));
+    let stale = match repairs {
+        Some(repairs) => repairs.into_stale(),
+        None => live::Stale::read(ctx)?,
+    };
+    for (what, why, mount) in stale.findings() {
+        let stale = Some(mount);
+        let wrong = Wrong::new(what, why);
+        result.wrong.push(Wrong { stale, ..wrong });
+    }
+    Ok(result)
 }
 
 /// Returns for each layer the images that have it, as people call them.
@@ -176,6 +204,7 @@ struct Verifier<'a> {
     /// The current chain, where trees are whole.
     whole: Option<Whole>,
     done: HashSet<SnapshotKey>,
+    repairs: Option<Repairs<'a>>,
     result: Trees,
 }
 
@@ -226,6 +255,8 @@ struct Whole {
 struct Subject {
     info: Info,
     tree: Dir,
+    /// Where the tree is.
+    place: PathBuf,
     recipe: File,
     diff_id: Digest,
 }
@@ -298,7 +329,7 @@ impl Verifier<'_> {
     fn stacked_layer(&mut self, key: &SnapshotKey, mut subject: Subject) -> Result<Option<Level>> {
         let staged = self.store.stage_layer(Some(subject.info.driver))?;
         let target = target(self.ctx.process, &staged)?;
-        let Some(outlined) = self.outline(&mut subject, &target)? else {
+        let Some(mut outlined) = self.outline(&mut subject, &target)? else {
             return self.real_level(key);
         };
         self.settle(&target.root, &outlined.applied)?;
@@ -309,14 +340,18 @@ impl Verifier<'_> {
             true => implied(&outlined.applied).map(Path::to_owned).collect(),
             false => HashSet::new(),
         };
-        let found = verify::Found {
+        let compared = self.compare(Job {
+            info: &subject.info,
             tree: &subject.tree,
-            inherited: None,
+            place: &subject.place,
+            recipe: &mut subject.recipe,
+            outline: &target.root,
+            outlined: &mut outlined,
+            below: None,
             right: &mut HashMap::new(),
             unsaid: &unsaid,
             root_time,
-        };
-        let compared = verify::compare(&target.root, &outlined, found, &self.ctx.cancel);
+        });
         self.report(&subject.info, compared)?;
         Ok(Some(Level {
             key: key.clone(),
@@ -394,20 +429,24 @@ impl Verifier<'_> {
     /// recipe can't be used.
     fn whole_layer(&mut self, whole: &mut Whole, mut subject: Subject) -> Result<bool> {
         let target = target(self.ctx.process, &whole.staged)?;
-        let Some(outlined) = self.outline(&mut subject, &target)? else {
+        let Some(mut outlined) = self.outline(&mut subject, &target)? else {
             return Ok(false);
         };
         whole.root_time |= outlined.applied.root_listed;
         // Another chain may have come this way before.
         if !self.done.contains(&subject.info.key) {
-            let found = verify::Found {
+            let compared = self.compare(Job {
+                info: &subject.info,
                 tree: &subject.tree,
-                inherited: Some(&whole.contents),
+                place: &subject.place,
+                recipe: &mut subject.recipe,
+                outline: &target.root,
+                outlined: &mut outlined,
+                below: Some((&whole.contents, &whole.keys)),
                 right: &mut whole.right,
                 unsaid: &HashSet::new(),
                 root_time: whole.root_time,
-            };
-            let compared = verify::compare(&target.root, &outlined, found, &self.ctx.cancel);
+            });
             self.report(&subject.info, compared)?;
         }
         whole.contents.extend(outlined);
@@ -465,21 +504,44 @@ impl Verifier<'_> {
         };
         let recipe = match sound_recipe(self.store, &diff_id)? {
             RecipeState::Sound(recipe) => recipe,
-            RecipeState::Missing => {
-                self.unverified(key, "no recipe");
-                return Ok(Looked::No);
-            }
-            RecipeState::Bad(why) => {
-                self.bad_recipe(&info, &diff_id, &why);
-                return Ok(Looked::No);
-            }
+            RecipeState::Missing => match self.mended_recipe(&info, &diff_id, "missing")? {
+                Some(recipe) => recipe,
+                None => {
+                    self.unverified(key, "no recipe");
+                    return Ok(Looked::No);
+                }
+            },
+            RecipeState::Bad(why) => match self.mended_recipe(&info, &diff_id, &why)? {
+                Some(recipe) => recipe,
+                None => {
+                    self.bad_recipe(&info, &diff_id, &why);
+                    return Ok(Looked::No);
+                }
+            },
         };
         Ok(Looked::Yes(Box::new(Subject {
             info,
             tree,
+            place: top.dir.clone(),
             recipe,
             diff_id,
         })))
+    }
+
+    /// Writes a layer's recipe again, if repairs were asked for and a source has the layer.
+    fn mended_recipe(&mut self, info: &Info, diff_id: &Digest, why: &str) -> Result<Option<File>> {
+        let Some(repairs) = &self.repairs else {
+            return Ok(None);
+        };
+        let Some(from) = repairs.recipe(info, diff_id)? else {
+            return Ok(None);
+        };
+        let wrong = of_recipe(self.store, diff_id, &why);
+        self.result.recipes.push((wrong, from));
+        match sound_recipe(self.store, diff_id)? {
+            RecipeState::Sound(recipe) => Ok(Some(recipe)),
+            RecipeState::Missing | RecipeState::Bad(_) => Ok(None),
+        }
     }
 
     /// Applies a layer to the outline. `None` if its recipe can't be used, which is then reported.
@@ -513,23 +575,35 @@ impl Verifier<'_> {
         }
     }
 
+    /// Compares a layer with its outline, and repairs it if that was asked for.
+    fn compare(&mut self, mut job: Job<'_>) -> Result<Vec<(Difference, Option<Outcome>)>> {
+        let differences = job.compare(&self.ctx.cancel)?;
+        let there = self.is_there(job.info);
+        match &mut self.repairs {
+            Some(repairs) if there => repairs.layer(&mut job, differences),
+            _ => Ok(differences.into_iter().map(|one| (one, None)).collect()),
+        }
+    }
+
     /// Adds what was found in a layer, unless it was removed during the comparison.
     fn report(
         &mut self,
         layer: &Info,
-        compared: vellum_image::Result<Vec<Difference>>,
+        compared: Result<Vec<(Difference, Option<Outcome>)>>,
     ) -> Result<()> {
         let fresh = self.done.insert(layer.key.clone());
         match compared {
-            Err(vellum_image::Error::Cancelled) => return Err(Error::Cancelled),
+            Err(Error::Cancelled | Error::Image(vellum_image::Error::Cancelled)) => {
+                return Err(Error::Cancelled);
+            }
             _ if !fresh || !self.is_there(layer) => return Ok(()),
             Err(error) => {
                 self.say(layer, with_causes(&error));
                 return Ok(());
             }
             Ok(differences) => {
-                for difference in differences {
-                    let wrong = self.in_tree(layer, &difference);
+                for (difference, outcome) in differences {
+                    let wrong = self.in_tree(layer, &difference, outcome);
                     self.result.wrong.push(wrong);
                 }
             }
@@ -544,12 +618,14 @@ impl Verifier<'_> {
             .is_ok_and(|now| now.tree == layer.tree)
     }
 
-    fn in_tree(&self, layer: &Info, difference: &Difference) -> Wrong {
-        let path = one_line(&Path::new("/").join(&difference.path).to_string_lossy());
+    fn in_tree(&self, layer: &Info, difference: &Difference, outcome: Option<Outcome>) -> Wrong {
+        let path = path_text(&difference.path);
         Wrong {
             what: format!("{} {path}", self.called(&layer.key)),
             why: one_line(&difference.to_string()),
-            healed: false,
+            healed: outcome.as_ref().is_some_and(|outcome| outcome.repaired),
+            outcome,
+            stale: None,
             in_tree: Some(InTree {
                 layer: layer.key.to_string(),
                 images: self.images.get(&layer.key).cloned().unwrap_or_default(),
@@ -604,6 +680,11 @@ impl Verifier<'_> {
             });
         }
     }
+}
+
+/// Returns a path in a tree as findings name it.
+pub(super) fn path_text(path: &Path) -> String {
+    one_line(&Path::new("/").join(path).to_string_lossy())
 }
 
 /// Returns a text on one line, whatever names and values it contains.
