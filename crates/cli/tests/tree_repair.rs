@@ -148,6 +148,11 @@ fn damage_is_repaired(driver: &'static str) {
     assert!(kept > 10, "{kept}");
     world.ok(&["gc"]);
     assert_eq!(lost_found(&world).len(), kept);
+    let df = world.ok(&["df"]);
+    assert!(
+        df.lines().any(|line| line.starts_with("lost+found ")),
+        "{df}"
+    );
     let why = world.ok(&["why", "lost+found"]);
     assert!(why.contains("what a repair took out of layers"), "{why}");
     println!("{driver}: {count} kinds of damage");
@@ -581,4 +586,29 @@ fn a_recipe_is_written_again_and_then_the_tree_is_repaired() {
         }
         assert_eq!(world.ok(&["check", "--deep", "--json"]), "[]", "{driver}");
     }
+}
+
+#[test]
+fn a_second_repair_waits_and_says_so() {
+    let Some(world) = World::new() else { return };
+    let image = everything(&world.scratch);
+    world.ok(&["load", "--input", image.to_str().unwrap()]);
+    world.ok(&["check", "--repair"]);
+    let (low, _) = low_and_top(&world.root(), "overlay2");
+    script(&world, &low, "chmod 4755 tool");
+    let place = fs::File::open(world.root().join("lost+found")).unwrap();
+    place.lock().unwrap();
+    let mut second = world.command(&["check", "--repair"]);
+    let second = second.stderr(std::process::Stdio::piped());
+    let mut second = second.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(second.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    assert_eq!(said, "waiting for another repair\n");
+    // Neither a check nor a dry run waits.
+    assert_eq!(world.run(&["check", "--trees"]).code, 1);
+    assert_eq!(world.run(&["check", "--repair", "--dry-run"]).code, 1);
+    place.unlock().unwrap();
+    assert!(second.wait().unwrap().success());
+    assert_eq!(world.ok(&["check", "--trees", "--json"]), "[]");
 }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rustix::io::Errno;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::{Dir, rooted::RenameFlags};
 
@@ -34,11 +35,11 @@ pub struct Attic {
 }
 
 impl Store {
-    /// Opens `lost+found`, creating it if necessary, and waits for another repair that holds it.
+    /// Opens `lost+found`, creating it if necessary; `None` if another repair holds it.
     ///
     /// Errors: `Diverted` if something else has its name or is mounted on it, and then nothing was
     /// changed; `RolledBack`.
-    pub fn attic(&self) -> Result<Attic> {
+    pub fn attic(&self) -> Result<Option<Attic>> {
         self.inner.database.refuse_if_rolled_back()?;
         hands::own(self.layout())?;
         let path = self.layout().root().join(LOST_FOUND);
@@ -48,8 +49,8 @@ impl Store {
         // What is moved here must not be lost with the directory.
         root.sync()?;
         hands::on_the_store(&path, &root.stat_self()?, &dir.stat_self()?)?;
-        let lock = Lock::wait(OwnedFd::from(dir.dup()?), Sharing::Exclusive)?;
-        Ok(Attic { dir, _lock: lock })
+        let lock = Lock::try_now(OwnedFd::from(dir.dup()?), Sharing::Exclusive)?;
+        Ok(lock.map(|lock| Attic { dir, _lock: lock }))
     }
 }
 
@@ -69,7 +70,13 @@ impl Attic {
         let mut number = 0u32;
         loop {
             let to = spelled(layer, &when, number, path);
-            let moved = dir.rename(name, &self.dir, &to, RenameFlags::NOREPLACE);
+            let mut moved = dir.rename(name, &self.dir, &to, RenameFlags::NOREPLACE);
+            // A file system without that flag: nothing else makes names here.
+            if moved.as_ref().is_err_and(|error| error.is(Errno::INVAL))
+                && self.dir.stat_opt(&to)?.is_none()
+            {
+                moved = dir.rename(name, &self.dir, &to, RenameFlags::empty());
+            }
             match moved {
                 Ok(()) => {
                     let mut place = OsString::from(format!("{LOST_FOUND}/"));

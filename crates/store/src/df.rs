@@ -11,9 +11,11 @@ use crate::{
     driver::TreeRef,
     error::{Class, Result},
     image::ImageRecord,
+    located::LOST_FOUND,
     rows::{self, alive::Alive},
     snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     store::Store,
+    walk,
 };
 
 /// All disk usage.
@@ -33,6 +35,8 @@ pub struct DiskUse {
     pub content: Usage,
     /// Recipes.
     pub recipes: Usage,
+    /// What repairs took out of layers.
+    pub lost_found: Usage,
 }
 
 /// What one image takes.
@@ -92,6 +96,7 @@ impl DiskUse {
         self.volumes.iter().for_each(|(_, usage)| total += *usage);
         total += self.content;
         total += self.recipes;
+        total += self.lost_found;
         total
     }
 
@@ -206,6 +211,9 @@ impl Store {
         }
         use_.content = self.read(rows::blobs::usage)?;
         use_.recipes = self.read(rows::recipes::usage)?;
+        // It may be missing, or be a file system's own, which only root can list.
+        let lost_found = self.layout().root().join(LOST_FOUND);
+        use_.lost_found = walk::usage(&lost_found, None).unwrap_or_default();
         Ok(use_)
     }
 

@@ -96,6 +96,12 @@ impl Verb for Df {
             row.extend(size(part));
             rows.push(row);
         }
+        // Most stores have none.
+        if disk.lost_found.inodes > 0 {
+            let mut row = vec!["lost+found".to_owned(), disk.lost_found.inodes.to_string()];
+            row.extend(size(&disk.lost_found));
+            rows.push(row);
+        }
         let mut row = vec!["total".to_owned(), String::new()];
         row.extend(size(&disk.total));
         rows.push(row);

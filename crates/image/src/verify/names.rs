@@ -3,7 +3,7 @@
 //! A repair writes into inodes, so it must know every name an inode has: one outside the layer
 //! would be changed too.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use vellum_sys::{Cancel, Dir, FileKind};
@@ -11,9 +11,14 @@ use vellum_sys::{Cancel, Dir, FileKind};
 use super::compare::at;
 use crate::error::{Error, Result};
 
-/// The names of everything in a tree that is not a directory, by device and inode number.
+/// The names of everything in a tree that is not a directory.
 #[derive(Default)]
-pub(super) struct Names(HashMap<(u64, u64), BTreeSet<PathBuf>>);
+pub(super) struct Names {
+    /// By device and inode number.
+    by_inode: HashMap<(u64, u64), BTreeSet<PathBuf>>,
+    /// What is below a directory follows it.
+    inodes: BTreeMap<PathBuf, (u64, u64)>,
+}
 
 impl Names {
     /// Reads a tree. Directories are opened by their whole path, as in a comparison.
@@ -40,27 +45,42 @@ impl Names {
     }
 
     pub fn add(&mut self, identity: (u64, u64), path: PathBuf) {
-        self.0.entry(identity).or_default().insert(path);
+        self.by_inode
+            .entry(identity)
+            .or_default()
+            .insert(path.clone());
+        self.inodes.insert(path, identity);
     }
 
     /// Forgets a name, and everything below it.
     pub fn remove(&mut self, path: &Path) {
-        for names in self.0.values_mut() {
-            names.retain(|name| !name.starts_with(path));
+        let from = self.inodes.range(path.to_owned()..);
+        let gone = from.take_while(|(name, _)| name.starts_with(path));
+        let gone: Vec<PathBuf> = gone.map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            if let Some(identity) = self.inodes.remove(&name)
+                && let Some(names) = self.by_inode.get_mut(&identity)
+            {
+                names.remove(&name);
+                if names.is_empty() {
+                    self.by_inode.remove(&identity);
+                }
+            }
         }
-        self.0.retain(|_, names| !names.is_empty());
     }
 
     /// Returns the names of an inode, sorted.
     pub fn of_inode(&self, identity: (u64, u64)) -> impl Iterator<Item = &PathBuf> {
-        self.0.get(&identity).into_iter().flatten()
+        self.by_inode.get(&identity).into_iter().flatten()
     }
 
     pub fn count(&self, identity: (u64, u64)) -> u64 {
-        self.0.get(&identity).map_or(0, |names| names.len() as u64)
+        self.by_inode
+            .get(&identity)
+            .map_or(0, |names| names.len() as u64)
     }
 
     pub fn has(&self, identity: (u64, u64)) -> bool {
-        self.0.contains_key(&identity)
+        self.by_inode.contains_key(&identity)
     }
 }

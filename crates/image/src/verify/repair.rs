@@ -8,7 +8,7 @@
 //!
 //! This module knows no sources: the caller offers what it has. It changes nothing but the outline.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -69,6 +69,8 @@ pub struct Repair<'a> {
     pub(super) should: Names,
     pub(super) is: Names,
     needs: Vec<Need>,
+    /// Their positions, by the outline's inode.
+    by_inode: HashMap<u64, usize>,
 }
 
 impl<'a> Repair<'a> {
@@ -79,6 +81,7 @@ impl<'a> Repair<'a> {
             is: Names::of(damaged.tree, damaged.cancel)?,
             damaged,
             needs: Vec::new(),
+            by_inode: HashMap::new(),
         };
         let mut wanted = BTreeSet::new();
         for difference in damaged.differences {
@@ -153,7 +156,7 @@ impl<'a> Repair<'a> {
         let Some(stat) = found.filter(|stat| stat.is_file() && stat.size_bytes > 0) else {
             return Ok(());
         };
-        if self.needs.iter().any(|need| need.inode == stat.ino) {
+        if self.by_inode.contains_key(&stat.ino) {
             return Ok(());
         }
         let own = &self.damaged.outlined.contents;
@@ -171,6 +174,7 @@ impl<'a> Repair<'a> {
         };
         let content = content.clone();
         let attributes = Attributes::of(Object { dir: &dir, name }, &path)?;
+        self.by_inode.insert(stat.ino, self.needs.len());
         self.needs.push(Need {
             layer,
             content,
@@ -339,7 +343,7 @@ impl<'a> Repair<'a> {
     }
 
     pub(super) fn need_of(&self, inode: u64) -> Option<&Need> {
-        self.needs.iter().find(|need| need.inode == inode)
+        self.by_inode.get(&inode).map(|&at| &self.needs[at])
     }
 
     pub(super) fn open_need(&self, at: usize) -> Result<File> {

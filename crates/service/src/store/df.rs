@@ -51,6 +51,8 @@ pub struct Disk {
     pub content: Size,
     /// The recipes with which layers come out byte for byte.
     pub recipes: Size,
+    /// What repairs took out of layers, for an operator to look at and remove.
+    pub lost_found: Size,
     /// Layers that nothing needs: the next collection frees them.
     pub unused_layers: Size,
     /// Everything, each thing once.
@@ -124,6 +126,7 @@ pub fn df(ctx: &Context) -> Result<Disk> {
         items,
         content: used.content.into(),
         recipes: used.recipes.into(),
+        lost_found: used.lost_found.into(),
         unused_layers: used.unused_layers().into(),
         total: used.total().into(),
     })

@@ -10,12 +10,13 @@
 //!
 //! A dry run does all of this up to the change, so it has really read the sources it names.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vellum_format::Digest;
@@ -115,6 +116,8 @@ pub(super) struct Repairs<'a> {
     /// Layers that were right, or are now.
     right: HashSet<SnapshotKey>,
     stale: Stale,
+    /// Set if an outline could not be restored after content was written to it.
+    outline_is_bad: Cell<bool>,
 }
 
 impl<'a> Repairs<'a> {
@@ -123,7 +126,7 @@ impl<'a> Repairs<'a> {
         let attic = match request.dry_run {
             true => None,
             false => {
-                let attic = store.attic()?;
+                let attic = wait_for_attic(ctx, store)?;
                 // So do those that a killed repair left.
                 store.sweep()?;
                 Some(attic)
@@ -147,7 +150,13 @@ impl<'a> Repairs<'a> {
             blobs,
             right: HashSet::new(),
             stale: Stale::read(ctx)?,
+            outline_is_bad: Cell::new(false),
         })
+    }
+
+    /// Returns whether the outline can't be used any more, once.
+    pub fn takes_outline(&self) -> bool {
+        self.outline_is_bad.take()
     }
 
     /// Returns the mounts that must be made anew.
@@ -343,12 +352,21 @@ impl<'a> Repairs<'a> {
         let mut layers: Vec<Option<usize>> = repair.needs().iter().map(|n| n.layer).collect();
         layers.sort_unstable();
         layers.dedup();
-        for layer in layers {
-            if let Some(origin) = job.origin(layer) {
-                self.fill(&mut repair, layer, origin, job)?;
+        let fill = || -> Result<()> {
+            for layer in layers {
+                if let Some(origin) = job.origin(layer) {
+                    self.fill(&mut repair, layer, origin, job)?;
+                }
             }
+            Ok(())
+        };
+        let filled = fill();
+        // Whole trees above this one are compared with the same outline.
+        if let Err(error) = repair.seal() {
+            self.outline_is_bad.set(true);
+            return Err(error.into());
         }
-        repair.seal()?;
+        filled?;
         then(repair, &tree)
     }
 
@@ -539,6 +557,23 @@ impl<'a> Repairs<'a> {
     }
 }
 
+/// Opens `lost+found`. Another repair is waited for, which the user is told and can stop.
+fn wait_for_attic(ctx: &Context, store: &Store) -> Result<Attic> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        if let Some(attic) = store.attic()? {
+            return Ok(attic);
+        }
+        ctx.go_on()?;
+        if !told && begun.elapsed() > TELL_AFTER {
+            ctx.progress.say("waiting for another repair");
+            told = true;
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+}
+
 /// Opens a layer's tree to be changed: on the store's own mount, since nothing can be linked or
 /// moved between two. Errors: something is mounted in it, which would be changed instead.
 fn writable(place: &Path) -> Result<Dir> {
@@ -597,6 +632,11 @@ fn foresee(repair: &Repair<'_>, before: &[Difference]) -> Vec<(Difference, Outco
     };
     before.iter().map(one).collect()
 }
+
+/// How long another repair is waited for before the user is told.
+const TELL_AFTER: Duration = Duration::from_millis(500);
+
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What a blob in the store is called as a source.
 const KEPT_BLOB: &str = "the kept blob";

@@ -448,6 +448,9 @@ impl Verifier<'_> {
                 root_time: whole.root_time,
             });
             self.report(&subject.info, compared)?;
+            if self.repairs.as_ref().is_some_and(Repairs::takes_outline) {
+                return Ok(false);
+            }
         }
         whole.contents.extend(outlined);
         Ok(true)
