@@ -223,15 +223,6 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Several things failed; each has already been reported.
-    #[error("{failed} of {total} failed")]
-    Several {
-        /// How many.
-        failed: usize,
-        /// Of how many.
-        total: usize,
-    },
-
     /// The user asked to stop.
     #[error("stopped")]
     Cancelled,
@@ -439,7 +430,6 @@ impl Error {
             Self::Socket { source, .. } => Some(socket_hint(source).into()),
             Self::Io { .. }
             | Self::Program { .. }
-            | Self::Several { .. }
             | Self::Sys(_)
             | Self::Mount(_)
             | Self::Union(_)
@@ -475,8 +465,7 @@ impl Error {
             | Self::Unmounted { .. }
             | Self::Replaced { .. }
             | Self::Namespace(_)
-            | Self::Program { .. }
-            | Self::Several { .. } => Class::Failed,
+            | Self::Program { .. } => Class::Failed,
         }
     }
 }

@@ -43,8 +43,7 @@ fn code(error: &Error) -> Code {
         | Error::Io { .. }
         | Error::Socket { .. }
         | Error::Namespace(_)
-        | Error::Program { .. }
-        | Error::Several { .. } => Code::Unknown,
+        | Error::Program { .. } => Code::Unknown,
     }
 }
 
