@@ -25,8 +25,8 @@ pub mod tree;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Store directory, created by the first image or container [default: /var/lib/vellum, or ~/.local/share/vellum for
-    /// a plain user]
+    /// Store directory, created by the first image or container [default: /var/lib/vellum, or
+    /// ~/.local/share/vellum for a plain user]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
     /// Directory for runtime state, which a reboot clears [default: /run/vellum]

@@ -61,7 +61,7 @@ fn json_has_these_fields() {
     );
     fields(
         &world.json(&["mount", "--json"])[0],
-        &["id", "name", "path"],
+        &["engine", "id", "name", "path"],
     );
     fields(
         &world.json(&["mount", "--dry-run", "--json", "box"]),
@@ -87,7 +87,14 @@ fn json_has_these_fields() {
     let df = world.json(&["df", "--json"]);
     fields(
         &df,
-        &["items", "content", "recipes", "unused_layers", "total"],
+        &[
+            "items",
+            "content",
+            "recipes",
+            "lost_found",
+            "unused_layers",
+            "total",
+        ],
     );
     fields(
         &df["items"][0],
@@ -243,7 +250,7 @@ fn errors_say_what_and_why_and_what_to_do() {
     // Before anything is created or covered.
     let others = world.scratch.path().join("others");
     std::fs::create_dir_all(others.join("photos")).unwrap();
-    let refused = support::said(world.command_at(&others, &["ls"]).output().unwrap());
+    let refused = support::said(world.command_at(&others, &["info"]).output().unwrap());
     assert_eq!(refused.code, 1, "{refused:?}");
     let err = refused.err;
     assert!(err.contains("is not a vellum store"), "{err}");
@@ -278,15 +285,54 @@ fn errors_say_what_and_why_and_what_to_do() {
     assert_eq!((said.code, said.out.as_str()), (1, "other\n"));
 }
 
+/// A mistyped root, or a disk that is not mounted, is not answered with a new, healthy store.
+#[test]
+fn only_what_puts_something_in_creates_a_store() {
+    let Some(world) = world() else { return };
+    let typo = world.scratch.path().join("typo");
+    let image = small(&world.scratch);
+    for words in [
+        &["check"][..],
+        &["check", "--trees", "--json"],
+        &["ls"],
+        &["images"],
+        &["df"],
+        &["gc"],
+        &["why", "x"],
+        &["rm", "box"],
+        &["umount", "--all"],
+        &["mount"],
+        &["save", "small:1"],
+        &["run", "small:1"],
+    ] {
+        let said = support::said(world.command_at(&typo, words).output().unwrap());
+        let code = if words[0] == "run" { 125 } else { 1 };
+        assert_eq!(said.code, code, "{words:?}: {said:?}");
+        assert!(said.err.contains("there is no vellum store in"), "{said:?}");
+        assert!(said.err.contains("check --root"), "{said:?}");
+        assert!(!typo.exists(), "{words:?}");
+    }
+    let loaded = support::said(
+        world
+            .command_at(&typo, &["load", text(&image)])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(loaded.code, 0, "{loaded:?}");
+    assert!(loaded.err.contains("created a new store in"), "{loaded:?}");
+    let list = support::said(world.command_at(&typo, &["images"]).output().unwrap());
+    assert!(list.out.contains("small:1"), "{list:?}");
+}
+
 /// What a command did, or found already done, is said once, on standard error.
 #[test]
 fn nothing_is_done_without_a_word() {
     let Some(world) = world() else { return };
     let new = world.scratch.path().join("new");
-    let list = || support::said(world.command_at(&new, &["ls"]).output().unwrap());
-    let said = list();
+    let volumes = || support::said(world.command_at(&new, &["volume", "ls"]).output().unwrap());
+    let said = volumes();
     assert!(said.err.contains("created a new store in"), "{said:?}");
-    let said = list();
+    let said = volumes();
     assert_eq!((said.code, said.err.as_str()), (0, ""));
     world.ok(&["umount", "box"]);
     for (words, says) in [

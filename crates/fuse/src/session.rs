@@ -337,3 +337,40 @@ fn handshake(channel: &Channel, wishes: Wishes) -> Result<Agreed> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use vellum_testkit::{Scratch, is_root, untested};
+
+    use super::*;
+
+    fn wishes() -> Wishes {
+        Wishes::of(&MountOptions::default(), false, false)
+    }
+
+    #[test]
+    fn a_first_message_that_is_not_init_is_refused() {
+        let garbage = [[0; 8].as_slice(), &[0xff; 80]];
+        for bytes in garbage {
+            let (from, to) = std::io::pipe().unwrap();
+            rustix::io::write(&to, bytes).unwrap();
+            let error = handshake(&Channel::new(from.into()), wishes()).unwrap_err();
+            assert!(matches!(error, Error::Handshake { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_that_is_gone_before_its_first_message_is_an_error() {
+        if !is_root() || !Path::new("/dev/fuse").exists() {
+            return untested("FUSE mounts", "no root, or no /dev/fuse");
+        }
+        let scratch = Scratch::new();
+        let options = MountOptions::default();
+        let Connected { device, mount } = place::connect(&scratch.dir("merged"), &options).unwrap();
+        drop(mount);
+        let error = handshake(&Channel::new(device), wishes()).unwrap_err();
+        assert!(matches!(error, Error::Closed), "{error:?}");
+    }
+}

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use vellum_format::{BadDigest, Digest};
+use vellum_format::Digest;
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,10 +44,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-
-    /// Text that is not a digest.
-    #[error("{0}")]
-    BadDigest(BadDigest),
 
     /// Bytes don't have the digest that was promised for them.
     #[error("{what} has digest {found}, expected {expected}")]
@@ -190,12 +186,6 @@ pub enum Error {
         /// Why.
         why: String,
     },
-}
-
-impl From<BadDigest> for Error {
-    fn from(error: BadDigest) -> Self {
-        Error::BadDigest(error)
-    }
 }
 
 fn at(path: &Option<PathBuf>) -> String {

@@ -105,3 +105,17 @@ pub fn run(tree: &Tree, commands: &[String]) -> Result<Vec<String>> {
     }
     Ok(commands.to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_a_node_lacks_is_named() {
+        let tree = Tree::at(Path::new("/")).unwrap();
+        let commands = ["vellum-has-no-such-program now".to_owned()];
+        let error = run(&tree, &commands).unwrap_err();
+        assert!(matches!(error, Error::Program { .. }), "{error:?}");
+        assert_eq!(error.to_string(), "cannot run vellum-has-no-such-program");
+    }
+}

@@ -45,7 +45,7 @@ impl Settings {
             return Ok(Self::default());
         }
         serde_json::from_str(&record.config).map_err(|e| Error::Damaged {
-            what: format!("the settings of container {}", record.name),
+            what: format!("the settings record of container {}", record.name),
             why: e.to_string(),
         })
     }

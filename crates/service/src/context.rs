@@ -9,11 +9,11 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use vellum_store::{Class, Store, StoreOptions};
+use vellum_store::{Store, StoreOptions};
 use vellum_sys::{Cancel, Process};
 
 use crate::config::{Config, Driver, Engine, Source};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_not_found};
 use crate::home;
 use crate::progress::Progress;
 
@@ -76,7 +76,7 @@ impl Context {
         home::verify(self.root(), self.run_dir())?;
         let is_new = !self.root().join("vellum.db").exists();
         let store = match Store::open(&options) {
-            Err(error) if is_new && !self.creates && error.class() == Class::NotFound => {
+            Err(error) if is_new && !self.creates && is_not_found(&error) => {
                 return Err(Error::NoStore {
                     root: self.root().to_owned(),
                 });

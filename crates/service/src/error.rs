@@ -223,15 +223,6 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Several things failed; each has already been reported.
-    #[error("{failed} of {total} failed")]
-    Several {
-        /// How many.
-        failed: usize,
-        /// Of how many.
-        total: usize,
-    },
-
     /// There is no store, and the command doesn't create one.
     #[error("there is no vellum store in {}", root.display())]
     NoStore {
@@ -289,6 +280,11 @@ const DENIED: &str =
 /// Tells whether a full disk is among the error's causes.
 pub(crate) fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
     comes_from(error, std::io::ErrorKind::StorageFull)
+}
+
+/// Tells whether a missing file is among the error's causes.
+pub(crate) fn is_not_found(error: &(dyn std::error::Error + 'static)) -> bool {
+    comes_from(error, std::io::ErrorKind::NotFound)
 }
 
 /// Tells whether a permission that root would have is among the error's causes.
@@ -450,7 +446,6 @@ impl Error {
             Self::Socket { source, .. } => Some(socket_hint(source).into()),
             Self::Io { .. }
             | Self::Program { .. }
-            | Self::Several { .. }
             | Self::Sys(_)
             | Self::Mount(_)
             | Self::Union(_)
@@ -487,8 +482,7 @@ impl Error {
             | Self::Replaced { .. }
             | Self::Namespace(_)
             | Self::Program { .. }
-            | Self::NoStore { .. }
-            | Self::Several { .. } => Class::Failed,
+            | Self::NoStore { .. } => Class::Failed,
         }
     }
 }

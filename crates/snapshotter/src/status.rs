@@ -30,7 +30,10 @@ fn code(error: &Error) -> Code {
         | Error::Unsupported { .. }
         // A mount covers one tree; for the whole store see below.
         | Error::Covered { note: None, .. } => Code::FailedPrecondition,
-        Error::Covered { .. } | Error::Unmounted { .. } | Error::Replaced { .. } => Code::Unavailable,
+        Error::Covered { .. }
+        | Error::Unmounted { .. }
+        | Error::Replaced { .. }
+        | Error::NoStore { .. } => Code::Unavailable,
         Error::Sys(error) if error.is_no_space() => Code::ResourceExhausted,
         Error::Damaged { .. } => Code::DataLoss,
         Error::Cancelled => Code::Aborted,
@@ -43,8 +46,7 @@ fn code(error: &Error) -> Code {
         | Error::Io { .. }
         | Error::Socket { .. }
         | Error::Namespace(_)
-        | Error::Program { .. }
-        | Error::Several { .. } => Code::Unknown,
+        | Error::Program { .. } => Code::Unknown,
     }
 }
 

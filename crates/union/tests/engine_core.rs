@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use engine_support::{Rig, names, options, user, view};
+use vellum_testkit::seam::{self, Loses};
 use vellum_testkit::tree::Ignore;
 use vellum_union::Error;
 use vellum_union::engine::{Engine, NodeId, SetAttr};
@@ -584,4 +585,61 @@ fn a_copied_link_of_a_plain_user_keeps_its_number_until_the_union_is_closed() {
     let own = fs::symlink_metadata(rig.upper.join("link")).unwrap().ino();
     assert_eq!(user(&engine).attr("link").unwrap().ino, own);
     engine.close().unwrap();
+}
+
+/// What other processes can see of a copy is whole, and has its owner before its mode: a copy of a
+/// set-user-id program never belongs to the engine's own user. A killed engine leaves nothing else.
+#[test]
+fn a_copy_has_no_name_before_its_content_owner_and_mode() {
+    if !seam::available() {
+        return;
+    }
+    let Some(rig) = Rig::new(1) else { return };
+    let content = vec![7; 200_000];
+    let lower = rig.lowers[0].join("f");
+    fs::write(&lower, &content).unwrap();
+    std::os::unix::fs::chown(&lower, Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(&lower, fs::Permissions::from_mode(0o4755)).unwrap();
+    let engine = rig.open();
+    let who = user(&engine);
+    let held = who.find("f").unwrap();
+    let node = held.node;
+    let (done, moments) = seam::moments(&rig.base, || {
+        engine.privileged().write(node, 0, b"W", false).map(drop)
+    });
+    done.unwrap();
+    drop(held);
+    engine.close().unwrap();
+    let mut seen = 0;
+    let killed = moments.iter().filter(|one| one.loses == Loses::Nothing);
+    for (number, moment) in killed.enumerate() {
+        let tree = rig.scratch.dir(format!("moment{number}"));
+        moment.tree.write_to(&tree);
+        for dir in ["u", "w/work"] {
+            for copy in files_below(&tree.join(dir)) {
+                let meta = fs::metadata(&copy).unwrap();
+                let found = (meta.len(), meta.uid(), meta.gid(), meta.mode() & 0o7777);
+                let before = &moment.before;
+                assert_eq!(found, (200_000, 1000, 1001, 0o4755), "{before:?}");
+                assert_eq!(fs::read(&copy).unwrap()[1..], content[1..]);
+                seen += 1;
+            }
+        }
+        fs::remove_dir_all(&tree).unwrap();
+    }
+    assert!(seen > 1, "{seen}");
+}
+
+/// The regular files below `dir`.
+fn files_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => found.extend(files_below(&entry.path())),
+            kind if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    found
 }

@@ -488,6 +488,10 @@ fn invalid_paths_are_refused() {
         Err(Error::NotADirectory { .. })
     ));
     assert!(matches!(Stack::new(Vec::new()), Err(Error::NoLayers)));
+    let file = get(&stack, "f").unwrap();
+    assert!(matches!(file.read_link(), Err(Error::WrongKind { .. })));
+    let root = get(&stack, "").unwrap();
+    assert!(matches!(root.open_data(), Err(Error::WrongKind { .. })));
 }
 
 /// Locked by tests that count the descriptors of this process.

@@ -1,10 +1,12 @@
 //! Checks the claims of the documents against the tree.
 //!
-//! * Every promise in `docs/semantics/` names tests that exist ([`crate::promises`]).
+//! * Every promise in `docs/semantics/` and every rule of `docs/security.md` names tests that exist
+//!   ([`crate::promises`]).
 //! * Every relative link in every Markdown file leads to a file.
 //! * Every path in backticks that begins with one of the tree's top directories exists. With `*` at
 //!   its end, a path with that beginning exists.
-//! * Every error has a row in `docs/errors.md`, and every row has an error ([`crate::errors`]).
+//! * Every error has a row in `docs/errors.md` and a test there that exists, and every row has an
+//!   error ([`crate::errors`]).
 //! * No file names a place outside the repository.
 //! * Documents and comments end by column 100 ([`crate::columns`]).
 //! * No text has words that make a reader stumble ([`crate::words`]).
@@ -62,7 +64,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     }
     let promises = crate::promises::check(root, &files, &tests)?;
     wrong.extend(promises.wrong);
-    wrong.extend(crate::errors::check(root, &files)?);
+    let errors = crate::errors::check(root, &files, &tests)?;
+    wrong.extend(errors.wrong);
     for line in &wrong {
         eprintln!("{line}");
     }
@@ -70,8 +73,9 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         bail!("{} claims in the documents are false", wrong.len());
     }
     println!(
-        "documents: {} promises with tests, {} tests, {} files",
+        "documents: {} promises and {} errors with tests, {} tests, {} files",
         promises.count,
+        errors.count,
         tests.len(),
         files.len()
     );

@@ -1,16 +1,20 @@
-//! Checks that every error has a documented remedy: compares the variants of the crates' error
-//! enums with the rows of `docs/errors.md`.
+//! Checks that every error has a documented remedy and is provoked by a test: compares the errors
+//! of the crates with the rows of `docs/errors.md`, and the tests that its last table names with
+//! those that exist.
 //!
-//! Sources are read as text: an error is a variant below `#[error("...")]` in a `pub enum` whose
-//! name ends in `Error` or `Refusal`. A transparent variant passes on another error, which has its
-//! own row.
+//! Sources are read as text. An error is a variant below `#[error("...")]` in a `pub enum`, or a
+//! `pub struct` below one, or a type with an `impl std::error::Error`. A transparent variant passes
+//! on another error, which has its own row.
 
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::promises::{Claims, row_of};
+
 /// Crates whose errors users see.
-const ROOMS: [&str; 9] = [
+const ROOMS: [&str; 11] = [
+    "format",
     "sys",
     "union",
     "fuse",
@@ -18,15 +22,28 @@ const ROOMS: [&str; 9] = [
     "store",
     "overlay",
     "service",
+    "node",
     "snapshotter",
     "graphdriver",
 ];
 
-/// Returns what is missing on either side. `files` are the tree's, relative to `root`.
-pub fn check(root: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+/// The heading above the table of tests, the page's last.
+const TESTS: &str = "\n## Tests\n";
+
+/// The errors on the page.
+pub struct Errors {
+    /// How many have a row.
+    pub count: usize,
+    /// The problems found.
+    pub wrong: Vec<String>,
+}
+
+/// Compares page, sources and the names of all tests. `files` are the tree's, relative to `root`.
+pub fn check(root: &Path, files: &[PathBuf], tests: &BTreeSet<String>) -> anyhow::Result<Errors> {
     let page = "docs/errors.md";
     let text = std::fs::read_to_string(root.join(page)).context(page)?;
-    let rows = rows_in(&text);
+    let rows = page_of(&text);
+    let documented: BTreeSet<String> = rows.claims.iter().cloned().collect();
     let mut errors = BTreeSet::new();
     for file in files {
         let room = ROOMS
@@ -42,23 +59,41 @@ pub fn check(root: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
         errors.extend(names.map(|name| format!("{room}::{name}")));
     }
     let missing = errors
-        .difference(&rows)
+        .difference(&documented)
         .map(|e| format!("{page}: no row for {e}"));
-    let stale = rows
+    let stale = documented
         .difference(&errors)
         .map(|e| format!("{page}: there is no error {e}"));
-    Ok(missing.chain(stale).collect())
+    let untested = rows.wrong("error", tests).into_iter();
+    let untested = untested.map(|what| format!("{page}: {what}"));
+    Ok(Errors {
+        count: documented.len(),
+        wrong: missing.chain(stale).chain(untested).collect(),
+    })
 }
 
-/// Returns the text in backticks in the first cell of each table row.
-fn rows_in(text: &str) -> BTreeSet<String> {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
-        .map(|(name, _)| name.to_owned())
-        .collect()
+/// Returns the errors that have a row with a remedy, and those in the table of tests.
+fn page_of(text: &str) -> Claims<String> {
+    let (remedies, tests) = text.split_once(TESTS).unwrap_or((text, ""));
+    let tests = tests.lines().filter_map(row_of);
+    let tests = tests.filter_map(|(error, names)| Some((name_in(error)?.to_owned(), names)));
+    Claims {
+        claims: remedies
+            .lines()
+            .filter_map(|line| name_in(line.strip_prefix("| ")?))
+            .map(str::to_owned)
+            .collect(),
+        rows: tests.collect(),
+    }
 }
 
-/// Returns `Enum::Variant` for each error with its own text.
+/// Returns what is in the backticks at the start of `cell`.
+fn name_in(cell: &str) -> Option<&str> {
+    let (name, _) = cell.strip_prefix('`')?.split_once('`')?;
+    Some(name)
+}
+
+/// Returns `Enum::Variant` or `Struct` for each error with its own text.
 fn errors_in(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut open: Option<String> = None;
@@ -67,10 +102,20 @@ fn errors_in(source: &str) -> Vec<String> {
     for line in source.lines() {
         let word = |rest: &str| -> String { rest.chars().take_while(|&c| is_word(c)).collect() };
         if let Some(rest) = line.strip_prefix("pub enum ") {
-            let name = word(rest);
-            open = (name.ends_with("Error") || name.ends_with("Refusal")).then_some(name);
+            open = Some(word(rest));
+            described = false;
+        } else if let Some(rest) = line.strip_prefix("impl std::error::Error for ") {
+            found.push(word(rest));
+        } else if let Some(rest) = line.strip_prefix("pub struct ") {
+            if std::mem::take(&mut described) {
+                found.push(word(rest));
+            }
         } else if line == "}" {
             open = None;
+        } else if line.starts_with("#[error(") {
+            described = !line.contains("transparent");
+        } else if line.starts_with("struct ") {
+            described = false;
         } else if let (Some(name), Some(inner)) = (&open, line.strip_prefix("    ")) {
             if inner.starts_with("#[error(") {
                 described = !inner.contains("transparent");
@@ -87,11 +132,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_variants_with_a_text_of_their_own() {
+    fn errors_are_variants_and_structs_with_a_text_of_their_own() {
         let source = "pub enum Error {\n    /// One.\n    #[error(\n        \"a {b}\"\n    )]\n    One {\n        /// Field.\n        b: u8,\n    },\n    \
-                      #[error(transparent)]\n    Two(#[from] X),\n    #[error(\"c\")]\n    Three,\n}\npub enum Kind {\n    #[error(\"no\")]\n    Four,\n}\n";
-        assert_eq!(errors_in(source), ["Error::One", "Error::Three"]);
-        let rows = rows_in("| `a::Error::One` | x |\n|---|\n| b | `c` |\n");
-        assert_eq!(rows.into_iter().collect::<Vec<_>>(), ["a::Error::One"]);
+                      #[error(transparent)]\n    Two(#[from] X),\n    #[error(\"c\")]\n    Three,\n}\npub enum Kind {\n    Four,\n}\n\
+                      #[error(\"d\")]\npub struct Bad(u8);\n#[error(\"e\")]\nstruct Own;\npub struct Good;\n\
+                      impl std::error::Error for Manual {}\n";
+        assert_eq!(
+            errors_in(source),
+            ["Error::One", "Error::Three", "Bad", "Manual"]
+        );
+    }
+
+    #[test]
+    fn an_error_needs_a_remedy_and_a_test_that_exists() {
+        let page = |rows: &str| {
+            let text = format!(
+                "| `a::Error::One` | x | y |\n|---|\n| b | `c` |\n| `a::Two` | x | y |\n{TESTS}{rows}"
+            );
+            let tests = BTreeSet::from(["one".to_owned(), "two".to_owned()]);
+            page_of(&text).wrong("error", &tests)
+        };
+        let right = "\n| error | tests |\n|---|---|\n| `a::Error::One` | `m::one` |\n| `a::Two` | `one`, `two` |\n";
+        assert_eq!(page(right), [""; 0]);
+        let named = [
+            "error a::Error::One: no test is called three",
+            "error a::Two has no test",
+            "a row of tests for error a::Four, which doesn't exist",
+        ];
+        assert_eq!(
+            page("| `a::Error::One` | `three` |\n| `a::Four` | `one` |\n"),
+            named
+        );
     }
 }

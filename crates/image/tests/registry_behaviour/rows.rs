@@ -16,8 +16,8 @@ pub enum Outcome {
     Denied,
     NotFound,
     RateLimited,
-    /// Refused, or failed in another way.
-    Failed,
+    /// Refused, or failed in another way: its text or that of a cause contains this.
+    Failed(&'static str),
 }
 use Outcome::{Denied, Done, Failed, NotFound, RateLimited};
 
@@ -372,19 +372,19 @@ pub fn rows() -> Vec<Row> {
         ),
         pull(
             "a redirect in a circle",
-            Failed,
+            Failed("too many redirects"),
             Refuses,
             redirect(307, |_, digest| format!("/v2/t/blobs/{digest}")),
         ),
         pull(
             "a redirect to something that is not HTTP",
-            Failed,
+            Failed("can't be understood"),
             Refuses,
             redirect(307, |_, _| "file:///etc/passwd".into()),
         ),
         pull(
             "a redirect without a place",
-            Failed,
+            Failed("without a Location"),
             Refuses,
             hook(|_, call| is_layer(call).then(|| Reply::new(307, ""))),
         ),
@@ -420,7 +420,7 @@ pub fn rows() -> Vec<Row> {
         ),
         pull(
             "a manifest without end",
-            Failed,
+            Failed("the response is longer than"),
             NotAsked,
             always(
                 "GET",
@@ -430,7 +430,7 @@ pub fn rows() -> Vec<Row> {
         ),
         pull(
             "a refusal without end",
-            Failed,
+            Failed("failed to give image t:1"),
             NotAsked,
             always(
                 "GET",
@@ -440,7 +440,7 @@ pub fn rows() -> Vec<Row> {
         ),
         pull(
             "a manifest that trickles",
-            Failed,
+            Failed("less than 4 KiB in"),
             NotAsked,
             always(
                 "GET",
@@ -450,7 +450,7 @@ pub fn rows() -> Vec<Row> {
         ),
         pull(
             "a layer that trickles",
-            Failed,
+            Failed("less than 4 KiB in"),
             NotAsked,
             hook(|registry, call| {
                 let blob = registry
@@ -586,7 +586,7 @@ pub fn rows() -> Vec<Row> {
     ] {
         rows.push(with_login(pull(
             name,
-            Failed,
+            Failed("can't be understood"),
             Refuses,
             token(answer, usual, false),
         )));
@@ -705,7 +705,7 @@ fn foreign_rows() -> Vec<Row> {
         ),
         pull(
             "a foreign layer that nobody has",
-            Failed,
+            Failed("has no"),
             Refuses,
             foreign(&["http://HOST/nowhere/{}"], !here),
         ),
@@ -780,7 +780,7 @@ fn push_rows() -> Vec<Row> {
         ),
         pushed(
             "a manifest that is refused",
-            Failed,
+            Failed("failed to"),
             Refuses,
             always("PUT", "/manifests/", Reply::new(400, "no")),
         ),

@@ -89,7 +89,7 @@ fn a_hundred_and_twenty_eight_layers_on_the_option_page() {
 }
 
 #[test]
-fn too_many_layers_are_refused_before_the_kernel_is_asked() {
+fn too_many_or_no_layers_are_refused_before_the_kernel_is_asked() {
     let Some(scratch) = can_mount() else { return };
     let (mount, merged) = writable(scratch.path(), vec![scratch.path().join("l"); 501]);
     let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
@@ -125,6 +125,13 @@ fn too_many_layers_are_refused_before_the_kernel_is_asked() {
             }
         ),
         "{e}"
+    );
+    let (mount, merged) = writable(scratch.path(), Vec::new());
+    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    assert!(matches!(e, MountError::Unsupported { .. }), "{e}");
+    assert_eq!(
+        e.to_string(),
+        "overlayfs cannot mount this: there is no lower layer"
     );
 }
 
