@@ -96,7 +96,7 @@ fn killed(
             let name = format!("killed-{kind}-{n}");
             let vellum = Vellum::new(VELLUM, home, &name).unwrap();
             // The store is created first, since only the adoption is under test.
-            vellum.run(&["images"]).unwrap();
+            vellum.run(&["info"]).unwrap();
             let command = vellum.command();
             let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
             arguments.extend(["adopt".into(), root.as_os_str().to_owned()]);
@@ -245,6 +245,8 @@ fn adopt(vellum: &Vellum, root: &Path, more: &[&str]) -> (bool, Value) {
 
 /// Returns how many images there are.
 fn images(vellum: &Vellum) -> usize {
+    // It creates the store where that has not happened yet.
+    vellum.run(&["info"]).unwrap();
     let said = vellum.run(&["images", "--json"]).unwrap();
     let list: Value = serde_json::from_str(&said).unwrap();
     list.as_array().unwrap().len()

@@ -236,6 +236,8 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
                 break;
             }
             hits += 1;
+            // Perhaps it was killed before there was a store.
+            world.ok(&store, &["info"]);
             let images = world.ok(&store, &["images", "--ids"]);
             assert!(images.lines().count() <= 1, "{calls} {n}");
             // An image's record next to the database is written last; it is derived data, and is
@@ -271,7 +273,7 @@ fn a_full_disk_is_reported_and_leaves_the_store_usable() {
     {
         for n in [3, 6, 9] {
             let store = format!("full-{at}-{n}");
-            world.ok(&store, &["images"]);
+            world.ok(&store, &["info"]);
             let place = world.place(&store);
             let mut arguments: Vec<&str> = place.iter().map(|p| text(p)).collect();
             arguments.extend(["load", text(&archive)]);
@@ -402,7 +404,7 @@ fn logins_are_found_where_docker_and_podman_keep_them() {
         ),
     ];
     for (way, environment) in ways {
-        let mut pull = world.command(way, &["pull", &name]);
+        let mut pull = world.command(&format!("store-{way}"), &["pull", &name]);
         pull.envs(environment.iter().copied());
         assert_eq!(said(pull.output().unwrap()), name, "{way}");
     }

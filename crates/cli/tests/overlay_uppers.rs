@@ -630,7 +630,7 @@ fn a_store_in_a_container_uses_a_driver_that_works_there() {
         world.vellum(&all.collect::<Vec<_>>())
     };
     // If requested explicitly, it is an error that says what to do, and leaves nothing.
-    let refused = vellum(&["--storage-driver", "overlay2", "images"]);
+    let refused = vellum(&["--storage-driver", "overlay2", "info"]);
     assert_eq!(refused.code, 1, "{}", refused.err);
     assert!(
         refused.err.contains("takes no devices 0:0"),

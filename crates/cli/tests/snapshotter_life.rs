@@ -278,7 +278,7 @@ fn a_server_whose_store_is_covered_touches_nothing_and_continues_when_it_is_back
     let other = server.home.join("other");
     let mut make = Command::new(env!("CARGO_BIN_EXE_vellum"));
     make.arg("--root").arg(&other).arg("--run-dir");
-    run(make.arg(server.home.join("r2")).arg("ls")).unwrap();
+    run(make.arg(server.home.join("r2")).arg("info")).unwrap();
     let empty = server.home.dir("empty").unwrap();
     for (cover, at, says) in [
         (&empty, server.root(), "covered by"),
