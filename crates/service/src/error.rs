@@ -274,8 +274,7 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     }
 }
 
-const DENIED: &str =
-    "you lack a permission that root has; a plain user's own store is in ~/.local/share/vellum";
+const DENIED: &str = "you lack a permission that root has for this path; if it is a store's, your own is in ~/.local/share/vellum (--root)";
 
 /// Tells whether a full disk is among the error's causes.
 pub(crate) fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -320,7 +319,7 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
 
     match error {
         SourceError::NotAnImage(_) => {
-            Some("`vellum import` creates an image from a plain tar or directory".into())
+            Some("`vellum import` creates an image from a plain tar or directory; if it is empty, the command that wrote it has failed".into())
         }
         SourceError::NotADataRoot { .. } => Some(
             "`docker info` calls it Docker Root Dir; images of other drivers, and those Docker keeps in containerd, are copied by \

@@ -80,7 +80,8 @@ pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
                     kind: ObjectKind::Image,
                     name: image.to_owned(),
                     by,
-                    hint: "remove the container first (`vellum rm`)".to_owned(),
+                    hint: "remove the containers first (`vellum rm`); --force does not remove them"
+                        .to_owned(),
                 });
             }
             Err(e) => return Err(e.into()),

@@ -256,7 +256,7 @@ fn arguments(image: &RunConfig, request: &ProcessRequest) -> Result<Vec<String>>
         return Err(Error::Invalid {
             what: "there is no command to run: neither the image nor the command line has one"
                 .into(),
-            hint: Some("write it at the end: vellum run IMAGE COMMAND".into()),
+            hint: Some("write it at the end: `vellum run IMAGE COMMAND`, `vellum run --container NAME COMMAND`, `vellum bundle NAME DIR COMMAND`".into()),
         });
     }
     if let Some(word) = arguments.iter().find(|word| word.contains('\0')) {
