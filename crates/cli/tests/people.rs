@@ -250,6 +250,7 @@ fn errors_say_what_and_why_and_what_to_do() {
     // Before anything is created or covered.
     let others = world.scratch.path().join("others");
     std::fs::create_dir_all(others.join("photos")).unwrap();
+    std::fs::create_dir(others.join("lost+found")).unwrap();
     let refused = support::said(world.command_at(&others, &["info"]).output().unwrap());
     assert_eq!(refused.code, 1, "{refused:?}");
     let err = refused.err;
@@ -258,7 +259,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         err.contains("choose another directory with --root"),
         "{err}"
     );
-    assert_eq!(std::fs::read_dir(&others).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(&others).unwrap().count(), 2);
     for place in ["/", text(&world.root()), text(world.scratch.path())] {
         for words in [
             &["mount", "box", place][..],

@@ -86,8 +86,8 @@ impl Layout {
         for path in entries(self.root())? {
             let name = path.file_name().unwrap_or_default();
             match Located::of(Path::new(name)) {
-                // Every new ext4 has it.
-                Located::Stranger if name == "lost+found" => {}
+                // Every ext4 has a directory of that name.
+                Located::LostFound => {}
                 Located::Stranger => other = other.or(Some(path)),
                 _ => return Ok(()),
             }

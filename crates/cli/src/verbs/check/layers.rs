@@ -19,7 +19,7 @@ use crate::verbs::Outcome;
 pub struct Overlay {
     /// Check the marks of these layers, top first, as lowerdir= takes them; needs no store
     #[arg(long, value_name = "TOP:NEXT...", value_hint = ValueHint::DirPath,
-          conflicts_with_all = ["heal", "deep", "trees", "rebuild"])]
+          conflicts_with_all = ["heal", "deep", "trees", "repair", "rebuild"])]
     pub layers: Option<OsString>,
     /// Upper directory above the layers
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "layers")]
