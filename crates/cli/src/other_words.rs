@@ -46,7 +46,7 @@ const OPTIONS: &[(&[&str], &[&str], &str)] = &[
         "`vellum run` and `vellum bundle` take it: a container of Vellum is a tree, without a process",
     ),
     (
-        &["images", "ls", "ps", "info", "df", "inspect", "history"],
+        &["images", "ls", "info", "df", "inspect", "history"],
         &["--format"],
         "`--json` prints everything, for `jq`",
     ),
@@ -56,12 +56,12 @@ const OPTIONS: &[(&[&str], &[&str], &str)] = &[
         "write a part of the name, or a pattern: `vellum images 'debian:*'`",
     ),
     (
-        &["ls", "ps"],
+        &["ls"],
         &["--filter", "-f"],
         "write a part of the name, or a pattern: `vellum ls 'web-*'`",
     ),
     (
-        &["images", "ls", "ps"],
+        &["images"],
         &["--all", "-a"],
         "everything is listed: leave it out",
     ),
@@ -70,14 +70,15 @@ const OPTIONS: &[(&[&str], &[&str], &str)] = &[
         &["-p", "--publish", "-P", "--publish-all", "--net"],
         NETWORKS,
     ),
-    (&["run", "create"], &["-d", "--restart"], PROCESSES),
+    (&["create"], &["-d", "--detach"], PROCESSES),
+    (&["run", "create"], &["--restart"], PROCESSES),
     (
         &["run", "create"],
         &["--privileged"],
         "`--cap-add ALL` gives all capabilities; devices and other namespaces need `vellum bundle` and a runtime",
     ),
     (
-        &["run", "create"],
+        &["run"],
         &["--mount", "--tmpfs"],
         "`--volume SOURCE:PATH[:ro]` mounts a directory or a volume",
     ),
@@ -142,26 +143,39 @@ pub fn told(words: &[OsString]) -> String {
 /// Returns the error for an option that a verb doesn't have, with a hint.
 pub fn option(verb: &str, given: &str) -> String {
     let name = given.split('=').next().unwrap_or(given);
-    let command = Cli::command();
-    let longs = command
-        .find_subcommand(verb)
-        .into_iter()
-        .flat_map(|verb| verb.get_arguments())
-        .filter_map(|arg| arg.get_long())
-        .map(|long| format!("--{long}"));
-    let hint = other_option(verb, name)
-        .map(str::to_owned)
-        .or_else(|| names::near(name, longs).map(|option| format!("did you mean `{option}`?")))
-        .unwrap_or_else(|| format!("`vellum {verb} --help` lists its options"));
+    let near = || {
+        let longs = options(verb).into_iter().filter(|o| o.starts_with("--"));
+        names::near(name, longs).map(|option| format!("did you mean `{option}`?"))
+    };
+    foreign_option(verb, name).unwrap_or_else(|| {
+        let hint = near().unwrap_or_else(|| format!("`vellum {verb} --help` lists its options"));
+        no_option(verb, name, &hint)
+    })
+}
+
+/// Returns the error for an option that other programs have and this verb doesn't.
+pub fn foreign_option(verb: &str, name: &str) -> Option<String> {
+    let mut all = OPTIONS.iter();
+    let (.., instead) =
+        all.find(|(verbs, names, _)| verbs.contains(&verb) && names.contains(&name))?;
+    Some(no_option(verb, name, instead))
+}
+
+fn no_option(verb: &str, name: &str, hint: &str) -> String {
     format!("`vellum {verb}` has no option `{name}`\nhint: {hint}")
 }
 
-/// Returns what to use instead of an option that other programs have.
-pub fn other_option(verb: &str, name: &str) -> Option<&'static str> {
-    OPTIONS
-        .iter()
-        .find(|(verbs, names, _)| verbs.contains(&verb) && names.contains(&name))
-        .map(|(_, _, instead)| *instead)
+/// Returns the options of a verb, short and long, with their dashes.
+fn options(verb: &str) -> Vec<String> {
+    let command = Cli::command();
+    let arguments = command.find_subcommand(verb).into_iter();
+    let arguments = arguments.flat_map(|verb| verb.get_arguments());
+    let names = arguments.flat_map(|argument| {
+        let short = argument.get_short().map(|short| format!("-{short}"));
+        let long = argument.get_long().map(|long| format!("--{long}"));
+        [short, long].into_iter().flatten()
+    });
+    names.collect()
 }
 
 fn hint(words: &[&str]) -> Option<String> {
@@ -242,6 +256,21 @@ mod tests {
         }
         for line in ["frobnicate", "x", "start-all", "restore"] {
             assert!(!said(line).contains("did you mean"), "{}", said(line));
+        }
+    }
+
+    #[test]
+    fn foreign_options_are_not_options_here() {
+        for (verbs, names, _) in OPTIONS {
+            for verb in *verbs {
+                let command = Cli::command();
+                let found = command.find_subcommand(verb).map(|verb| verb.get_name());
+                assert_eq!(found, Some(*verb), "a verb, and not its alias");
+                let own = options(verb);
+                for name in *names {
+                    assert!(!own.iter().any(|own| own == name), "{verb} {name}");
+                }
+            }
         }
     }
 

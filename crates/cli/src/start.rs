@@ -16,9 +16,8 @@ use vellum_service::{Cancel, Context, rootless};
 use crate::args::{Global, absolute};
 use crate::bars::Bars;
 use crate::exit_code::{self, Failure};
-use crate::other_words::{self, other_option};
 use crate::verbs::Cli;
-use crate::{complete, help, report};
+use crate::{complete, help, other_words, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
@@ -56,16 +55,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
         .try_get_matches_from(&arguments)
         .or_else(|_| help::command().try_get_matches_from(&arguments))
         .map_err(|e| {
-            let unknown = match (e.kind(), e.get(ContextKind::InvalidArg)) {
-                (ErrorKind::UnknownArgument, Some(ContextValue::String(name))) => Some(name),
-                _ => None,
-            };
-            let verb = verb_of(&arguments);
-            let known = unknown.zip(verb.as_deref());
-            match known.and_then(|(name, verb)| Some((name, verb, other_option(verb, name)?))) {
-                Some((name, verb, _)) => {
-                    report::failure(&Failure::misused(other_words::option(verb, name)));
-                }
+            match foreign_option(&e, &arguments) {
+                Some(text) => report::failure(&Failure::misused(text)),
                 // Help and version are results; a closed pipe is not an error.
                 None => drop(e.print()),
             }
@@ -79,6 +70,16 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
         let _ = e.print();
         misused(&arguments)
     })
+}
+
+/// Returns the error for an option of another program, if that is what clap doesn't know.
+fn foreign_option(error: &clap::Error, arguments: &[OsString]) -> Option<String> {
+    match (error.kind(), error.get(ContextKind::InvalidArg)?) {
+        (ErrorKind::UnknownArgument, ContextValue::String(name)) => {
+            other_words::foreign_option(&verb_of(arguments)?, name)
+        }
+        _ => None,
+    }
 }
 
 /// Returns the exit code for arguments that can't be parsed; `run` has its own.

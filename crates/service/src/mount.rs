@@ -83,7 +83,8 @@ pub fn mount_container(
     names::with_container(ctx, name, |record| {
         let _lock = run_dir::lock_container(ctx, &record.id)?;
         let mounted = mount_locked(ctx, record, target, read_only)?;
-        if !read_only && target.is_none() && is_read_only(&mounted.path)? {
+        let was_there = mounted.method.is_none() && target.is_none();
+        if was_there && !read_only && is_read_only(&mounted.path)? {
             return Err(Error::Invalid {
                 what: format!(
                     "`{}` is mounted read-only at {}",
@@ -158,7 +159,7 @@ pub fn mount_locked(
     Ok(Mounted {
         id: Some(record.id.clone()),
         name: record.name.clone(),
-        engine: mounted::engine_at(&path, &mountinfo::read()?),
+        engine: None,
         path,
         method,
         dead: false,
@@ -185,7 +186,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
         Ok(Mounted {
             id: None,
             name: name.to_owned(),
-            engine: mounted::engine_at(&target, &mountinfo::read()?),
+            engine: None,
             path: target,
             method: Some(method),
             dead: false,

@@ -40,22 +40,7 @@ impl Stack {
         layers: Vec<Arc<dyn Layer>>,
         data_layers: Vec<Arc<dyn Layer>>,
     ) -> Result<Stack> {
-        if layers.is_empty() {
-            return Err(Error::NoLayers);
-        }
-        let root = |(layer, tree): (usize, &Arc<dyn Layer>)| {
-            Reader::new(&**tree).root().map(|dir| Part { layer, dir })
-        };
-        let roots = layers
-            .iter()
-            .enumerate()
-            .map(root)
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Stack {
-            layers: layers.into(),
-            data_layers: data_layers.into(),
-            roots: roots.into(),
-        })
+        Stack::rooted(layers, data_layers, |reader| reader.root())
     }
 
     /// As [`Stack::with_data_layers`], for a check: a malformed mark on a root, which a reader
@@ -64,20 +49,27 @@ impl Stack {
         layers: Vec<Arc<dyn Layer>>,
         data_layers: Vec<Arc<dyn Layer>>,
     ) -> Result<Stack> {
+        Stack::rooted(layers, data_layers, |reader| match reader.root() {
+            Err(Error::Mark { .. }) => reader.unmarked_root(),
+            read => read,
+        })
+    }
+
+    fn rooted(
+        layers: Vec<Arc<dyn Layer>>,
+        data_layers: Vec<Arc<dyn Layer>>,
+        root: impl Fn(Reader<'_>) -> Result<DirAt>,
+    ) -> Result<Stack> {
         if layers.is_empty() {
             return Err(Error::NoLayers);
         }
-        let root = |(layer, tree): (usize, &Arc<dyn Layer>)| {
-            let dir = match Reader::new(&**tree).root() {
-                Err(Error::Mark { .. }) => Reader::new(&**tree).unmarked_root(),
-                read => read,
-            };
-            dir.map(|dir| Part { layer, dir })
+        let part = |(layer, tree): (usize, &Arc<dyn Layer>)| {
+            root(Reader::new(&**tree)).map(|dir| Part { layer, dir })
         };
         let roots = layers
             .iter()
             .enumerate()
-            .map(root)
+            .map(part)
             .collect::<Result<Vec<_>>>()?;
         Ok(Stack {
             layers: layers.into(),

@@ -119,7 +119,7 @@ fn list(ctx: &Context, output: Output) -> Outcome {
         let row = |mounted: &Mounted| {
             let state = if mounted.dead { " (dead)" } else { "" };
             let path = mounted.path.display();
-            let engine = mounted.engine.to_owned();
+            let engine = mounted.engine.unwrap_or_default().to_owned();
             vec![mounted.name.clone(), engine, format!("{path}{state}")]
         };
         let rows: Vec<_> = all.iter().map(row).collect();

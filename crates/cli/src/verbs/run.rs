@@ -90,7 +90,6 @@ vellum or the runtime fails before it starts.";
 fn run(args: Run, mut start: Start<'_>) -> Outcome {
     if let Some(word) = args.words.first().and_then(|word| word.to_str())
         && word.starts_with('-')
-        && !start.started.arguments.iter().any(|word| word == "--")
     {
         return Err(Failure::misused(other_words::option("run", word)));
     }

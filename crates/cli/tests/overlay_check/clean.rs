@@ -159,7 +159,7 @@ fn what_fuse_overlayfs_wrote_is_found_clean() {
         grow(&mut rng, &rig.at("base"), 15);
         grow(&mut rng, &rig.at("top"), 8);
         let mut mount = command("fuse-overlayfs", &["-o"]);
-        mount.arg(options(&rig)).arg(rig.at("merged"));
+        mount.arg(rig.options()).arg(rig.at("merged"));
         // Half of the rounds without devices.
         if round % 2 == 1 {
             mount.env("FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT", "1");
@@ -175,17 +175,6 @@ fn what_fuse_overlayfs_wrote_is_found_clean() {
         rig.unmount();
         rig.assert_clean(&format!("round {round}"));
     }
-}
-
-fn options(rig: &Rig) -> String {
-    let at = |name: &str| rig.at(name).display().to_string();
-    format!(
-        "lowerdir={}:{},upperdir={},workdir={}",
-        at("top"),
-        at("base"),
-        at("upper"),
-        at("work")
-    )
 }
 
 #[test]
@@ -209,7 +198,7 @@ fn what_vellums_engine_wrote_is_found_clean() {
         for part in 0..1 + rng.below(2) {
             let merged = rig.at("merged");
             let mut mount = command(VELLUM, &["overlay", "-o"]);
-            mount.arg(format!("{}{way}", options(&rig))).arg(&merged);
+            mount.arg(format!("{}{way}", rig.options())).arg(&merged);
             let done = said(mount.output().unwrap());
             assert_eq!(done.code, 0, "{way}: {}", done.err);
             rig.scratch.adopt_mount(&merged);

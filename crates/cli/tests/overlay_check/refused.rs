@@ -33,17 +33,6 @@ fn assert_refused(done: &Said, names: &[&str]) {
     assert!(done.err.contains("unmount it first"), "{}", done.err);
 }
 
-fn options(rig: &Rig) -> String {
-    let at = |name: &str| rig.at(name).display().to_string();
-    format!(
-        "lowerdir={}:{},upperdir={},workdir={}",
-        at("top"),
-        at("base"),
-        at("upper"),
-        at("work")
-    )
-}
-
 #[test]
 fn an_overlay_that_the_kernel_has_mounted_is_refused() {
     let Some(rig) = Rig::new() else { return };
@@ -75,7 +64,7 @@ fn a_mount_in_another_namespace_is_refused() {
         &["--mount", "--propagation", "private", "sh", "-c"],
     );
     other
-        .args([script, "sh", &options(&rig)])
+        .args([script, "sh", &rig.options()])
         .arg(rig.at("merged"));
     let mut other = other
         .stdin(Stdio::piped())
@@ -96,7 +85,7 @@ fn a_mount_in_another_namespace_is_refused() {
 fn an_overlay_that_vellums_engine_has_mounted_is_refused() {
     let Some(rig) = Rig::new() else { return };
     let merged = rig.at("merged");
-    let mut mount = command(VELLUM, &["overlay", "-o", &options(&rig)]);
+    let mut mount = command(VELLUM, &["overlay", "-o", &rig.options()]);
     let done = said(mount.arg(&merged).output().unwrap());
     assert_eq!(done.code, 0, "{}", done.err);
     rig.scratch.adopt_mount(&merged);
@@ -119,7 +108,7 @@ fn an_overlay_that_fuse_overlayfs_has_mounted_is_refused() {
     }
     let Some(rig) = Rig::new() else { return };
     let merged = rig.at("merged");
-    let mut mount = command("fuse-overlayfs", &["-o", &options(&rig)]);
+    let mut mount = command("fuse-overlayfs", &["-o", &rig.options()]);
     let done = said(mount.arg(&merged).output().unwrap());
     assert_eq!(done.code, 0, "{}", done.err);
     rig.scratch.adopt_mount(&merged);

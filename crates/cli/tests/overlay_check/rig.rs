@@ -54,6 +54,18 @@ impl Rig {
         rig
     }
 
+    /// Returns the options that mount the overlay with two lower layers.
+    pub fn options(&self) -> String {
+        let at = |name: &str| self.at(name).display().to_string();
+        format!(
+            "lowerdir={}:{},upperdir={},workdir={}",
+            at("top"),
+            at("base"),
+            at("upper"),
+            at("work")
+        )
+    }
+
     /// Returns a path below the directory of all directories; `staging` is the directory `work` in
     /// the work directory.
     pub fn at(&self, below: impl AsRef<Path>) -> PathBuf {

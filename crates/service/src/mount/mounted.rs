@@ -29,8 +29,9 @@ pub struct Mounted {
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
     /// Who serves it: `kernel` (its overlay), `vellum` (the engine) or `bind` (a tree that needs
-    /// neither).
-    pub engine: &'static str,
+    /// neither). Absent right after mounting, when `method` says more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<&'static str>,
     /// The method by which it was mounted; absent if it already existed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
@@ -54,7 +55,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
             all.push(Mounted {
                 id: Some(record.id.clone()),
                 name: record.name.clone(),
-                engine: engine_at(&path, &table),
+                engine: Some(engine_at(&path, &table)),
                 path,
                 method: None,
                 dead,
@@ -65,7 +66,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
 }
 
 /// Returns who serves the mount at `path`, as [`Mounted::engine`] has it.
-pub(super) fn engine_at(path: &Path, table: &Table) -> &'static str {
+fn engine_at(path: &Path, table: &Table) -> &'static str {
     match place::latest(path, table).map(|mount| mount.fs_type.as_bytes()) {
         Some(b"overlay") => "kernel",
         Some(fs_type) if fs_type == ENGINE_TYPE.as_bytes() => "vellum",

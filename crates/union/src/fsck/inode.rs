@@ -176,8 +176,8 @@ impl Check<'_> {
         }
     }
 
-    /// Reports a mark on a kind of inode that can't have it.
-    fn expect(&mut self, at: &Inode<'_>, mark: Mark, kinds: &[FileKind]) -> bool {
+    /// Returns whether this kind of inode can have a mark, and reports it otherwise.
+    fn fits(&mut self, at: &Inode<'_>, mark: Mark, kinds: &[FileKind]) -> bool {
         let fits = kinds.contains(&at.stat.kind);
         if !fits {
             let kinds: Vec<_> = kinds.iter().map(|&kind| kind_name(kind)).collect();
@@ -195,7 +195,7 @@ impl Check<'_> {
         let is_upper = self.is_upper(at.layer);
         match mark {
             Mark::Opaque => {
-                if self.expect(at, mark, &[Dir]) {
+                if self.fits(at, mark, &[Dir]) {
                     marks.opaque = self.parsed(at, mark, value, Opaque::parse);
                 }
                 if at.role == Role::Root && marks.opaque == Some(Opaque::Opaque) {
@@ -204,7 +204,7 @@ impl Check<'_> {
                 }
             }
             Mark::Whiteout => {
-                if self.expect(at, mark, &[File]) {
+                if self.fits(at, mark, &[File]) {
                     marks.has_whiteout = at.stat.size_bytes == 0;
                     if !marks.has_whiteout {
                         let why = "a file with content is marked as a whiteout, and shows";
@@ -218,7 +218,7 @@ impl Check<'_> {
                 marks.has_redirect = true;
                 marks.is_foreign = true;
                 marks.redirect = self.parsed(at, mark, value, Redirect::parse);
-                self.expect(at, mark, &[Dir, File]);
+                self.fits(at, mark, &[Dir, File]);
                 if at.role == Role::Root {
                     let why = "the root of a layer can't be renamed";
                     self.sink.report(at.error(mark.as_str(), why));
@@ -226,7 +226,7 @@ impl Check<'_> {
             }
             Mark::Metacopy => {
                 marks.has_metacopy = true;
-                if self.expect(at, mark, &[File]) {
+                if self.fits(at, mark, &[File]) {
                     marks.metacopy = self.parsed(at, mark, value, Metacopy::parse);
                 }
             }
@@ -236,7 +236,7 @@ impl Check<'_> {
             }
             Mark::Impure => {
                 marks.has_impure = true;
-                self.expect(at, mark, &[Dir]);
+                self.fits(at, mark, &[Dir]);
                 self.parsed(at, mark, value, vellum_format::impure);
             }
             Mark::Nlink => {
@@ -254,7 +254,7 @@ impl Check<'_> {
                 }
             }
             Mark::Protattr => {
-                self.expect(at, mark, &[File, Dir]);
+                self.fits(at, mark, &[File, Dir]);
                 self.parsed(at, mark, value, Protattr::parse);
             }
             Mark::Uuid => {
@@ -269,7 +269,7 @@ impl Check<'_> {
                 self.parsed(at, mark, value, Number::parse);
             }
             Mark::Blocks => {
-                if self.expect(at, mark, &[File]) {
+                if self.fits(at, mark, &[File]) {
                     marks.blocks = block_map::parse_name(value);
                     if marks.blocks.is_none() {
                         let finding = at.error("map", "the mark that names its map is damaged");
